@@ -371,7 +371,7 @@ class Controller:
     def _check_finite(self, state: Tensor, context: TaskContext, plan: Plan) -> None:
         finite_energy = context.mode == "react" or all(map(isfinite, plan.energy.tolist()))
         if finite_energy and all(
-            np.isfinite(part.cpu().numpy()).all() for part in (state, plan.actions)
+            np.isfinite(part.float().cpu().numpy()).all() for part in (state, plan.actions)
         ):
             return
         is_finite = state.isfinite().all(-1) & plan.actions.isfinite().flatten(1).all(1)

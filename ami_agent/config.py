@@ -389,6 +389,7 @@ def _build(
             action_space,
             spec.action_dim,
             risk_model,
+            by_hand=(world_model.imagine_by_hand, cost.by_hand),
         )
         proposal = build_component(
             "actor.policy_proposal", config.actor.policy_proposal, policy, evaluator

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isqrt, prod
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from modules.types import WIDTH, ConfigError, MapShape, validate_ranges
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept may be used outside
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=device)
 
@@ -26,10 +27,17 @@ def no_numbers(like: Tensor, *shape: int) -> Tensor:
     return _empty(shape, like.dtype, like.device)
 
 
+def version(tensor: Tensor) -> Any:
+    """Differs once the tensor is changed in place; of a tensor of inference mode, which does not
+    count, it always does."""
+    return object() if tensor.is_inference() else tensor._version
+
+
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept may be used outside
 def row_numbers(count: int, device: torch.device) -> Tensor:
-    """0 .. count - 1, `[count, 1]`, to be read only; one tensor for all of this length."""
-    return torch.arange(count, device=device)[:, None]
+    """0 .. count - 1, to be read only; one tensor for all of this length."""
+    return torch.arange(count, device=device)
 
 
 def own_weights(*layers: nn.Module) -> list[Tensor]:
@@ -56,7 +64,7 @@ class DerivedFromWeights(Generic[Value]):
         key = [(weight.data_ptr(), weight._version) for weight in weights]
         kept = self.kept
         if key != kept[0]:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 kept = self.kept = key, make()
         return kept[1]
 
@@ -65,6 +73,47 @@ class DerivedFromWeights(Generic[Value]):
 
     def __reduce__(self) -> Any:
         return type(self), ()
+
+
+Pullback: TypeAlias = Callable[[Tensor], tuple[Tensor | None, ...]]
+"""The gradient with respect to a function's output -> those with respect to its inputs."""
+
+
+class ByHand(torch.autograd.Function):
+    """`function(*inputs)` -> its output and its pullback, which is written by hand and takes fewer
+    operations than autograd's: as a function that autograd differentiates, once."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., tuple[Tensor, Pullback]], *inputs: Any) -> Tensor:
+        ctx.save_for_backward(*inputs)  # so that autograd notices if one is changed in place
+        output, ctx.pullback = function(*inputs)
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors
+        return None, *ctx.pullback(grad)
+
+
+PathEnergy: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Callable[[float], Tensor]]]
+"""Imagined states `[H, B, P, D]`, time first as they lie in memory; goals `[B, D]` or `[1, D]` ->
+an energy `[B, P]`, and its gradient with respect to the states as a function of its weight."""
+
+
+def differentiable(energy: PathEnergy, states: Tensor, goal: Tensor) -> Tensor:
+    """The energy of states `[B, P, H + 1, D]` after the first, for autograd."""
+
+    def function(states: Tensor) -> tuple[Tensor, Pullback]:
+        value, slope = energy(states, goal)
+        return value, lambda grad: (slope(1) * grad[..., None],)
+
+    return ByHand.apply(function, after_first(states))
+
+
+def after_first(states: Tensor) -> Tensor:
+    """`[B, P, H + 1, D]` -> the states after the first, time first, `[H, B, P, D]`."""
+    return states.permute(2, 0, 1, 3)[1:]
 
 
 def silu_mlp(size: int, hidden: int, out: int) -> nn.Sequential:
@@ -122,6 +171,7 @@ class MLPConstants:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept may be used outside
 def _neighbours(maps: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Of the rows `[cells * 9, C]`, the products of each cell with 9 taps: those that a cell of the
     convolution adds up, one cell after the other, and where each cell's begin."""

@@ -283,6 +283,12 @@ CostFn: TypeAlias = Callable[[Rollout, TaskContext], Tensor]
 """The unweighted energy of every imagined future, `[B, P]`."""
 
 CostTermsFn: TypeAlias = Callable[[Rollout, TaskContext], dict[str, Tensor]]
+ImagineByHand: TypeAlias = Callable[[Tensor, Tensor], tuple[Rollout, Callable[[Tensor], Tensor]]]
+"""States `[B, D]`, actions `[B, P, H, A]` -> their futures, and a function from the gradient with
+respect to the states after the first, time first, `[H, B, P, D]`, to that of the actions."""
+CostByHand: TypeAlias = Callable[[Rollout], tuple[dict[str, Tensor], Tensor]]
+"""Imagined futures -> the energies by name, and the gradient of their sum with respect to the
+states after the first, time first, `[H, B, P, D]`."""
 """The weighted energies of every imagined future, by name, each `[B, P]`."""
 
 ProposalFn: TypeAlias = Callable[[Tensor, TaskContext, torch.Generator], Tensor]

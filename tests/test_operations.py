@@ -3,6 +3,7 @@ autograd."""
 
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ami_agent as ami
+from ami_agent.agent import Controller
 from ami_agent.storage import run_dir
 from modules import nets
-from modules.actor.policy import BallActions, PolicyConfig
+from modules.actor.policy import BallActions, BoxActions, PolicyConfig
 from modules.cost.cost import goal_distance
 from modules.cost.quasimetric import ConvQuasimetricConfig, Quasimetric, QuasimetricConfig
-from modules.types import Rollout, TaskContext
+from modules.types import EvaluatedRollouts, Rollout, TaskContext
 from modules.world_model.dynamics import FEW_FUTURES, ConvDynamicsConfig, MLPDynamicsConfig
 from modules.world_model.jepa import WorldModel, WorldModelConfig
 
@@ -141,6 +143,23 @@ def test_futures_from_other_states_at_once_keep_their_own_gradients():
     torch.testing.assert_close(model.imagine(state.mul_(2), 2 * actions).states, expected[1])
 
 
+def test_slopes_by_hand_are_those_of_autograd():
+    agent = ami.load(SHIPPED).double()
+    with closing(run_dir.settings_of(SHIPPED).env.build(1)) as env:
+        context = agent.context(ami.Task(goal=env.goal(env.reset(seed=0)[1])))
+    state, raw = normal(1, 32), normal(1, 5, 8, 2, seed=1)
+    for weights in ({"goal_distance": 2.0, "critic": 1.0}, {"critic": 0.5}, {"control_cost": 1.0}):
+        task = context._replace(weights=weights)
+        seen: list[EvaluatedRollouts] = []
+        by_hand = replace(agent.evaluator, callbacks=[seen.append])
+        found, slope = by_hand.slope_fn(task)(state, raw)
+        expected, expected_slope = replace(by_hand, by_hand=None).slope_fn(task)(state, raw)
+        torch.testing.assert_close(slope, expected_slope)
+        torch.testing.assert_close(found.terms, expected.detach().terms)
+        assert [evaluated is found for evaluated in seen] == [True, False]
+        assert found.energy.requires_grad == ("control_cost" in weights)
+
+
 def test_weights_that_change_or_learn_are_noticed():
     model, state, actions = world_model(), normal(2, 5), normal(2, 3, HORIZON, 3)
     states = model.imagine(state, actions).states
@@ -188,8 +207,11 @@ def test_gradients_by_hand_are_those_of_finite_differences():
 
     assert gradcheck(miss, (states, goal.requires_grad_()))
     assert gradcheck(miss, (states, goal[:1].detach().requires_grad_()))
-    for radius in (1.0, 0.4):
-        assert gradcheck(BallActions(radius=radius).squash, normal(4, 2).requires_grad_())
+    for space in (BoxActions(), BallActions(), BallActions(radius=0.4)):
+        raw, grad = normal(4, 2).requires_grad_(), normal(4, 2, seed=1)
+        expected = torch.autograd.grad(space.squash(raw), raw, grad)
+        torch.testing.assert_close(space.squash_by_hand(raw.detach())[1](grad), expected)
+        assert gradcheck(space.squash, raw)
 
 
 def test_the_slope_of_a_distance_between_maps_is_that_of_finite_differences():
@@ -212,3 +234,27 @@ def test_an_arrived_state_has_no_slope_to_its_goal():
     states = goal.expand(1, 1, 3, 5).clone().requires_grad_()
     (slope,) = torch.autograd.grad(distance.path_mean(states, goal).sum(), states)
     assert not slope.any()
+
+
+@pytest.mark.parametrize("mode", ["plan", "react"])
+def test_inference_mode_and_bfloat16_give_plans(mode):
+    config = run_dir.settings_of(SHIPPED)
+    with closing(config.env.build(1)) as env:
+        obs, info = env.reset(seed=0)
+        goal = env.goal(info)
+
+    def acting(agent: ami.Agent) -> Controller:
+        return agent.controller(1, ami.Task(goal=goal, mode=mode), tensors=True)
+
+    controller = acting(ami.load(SHIPPED))
+    with torch.inference_mode():
+        controller.act(obs)
+        second = controller.act(obs)
+    third = controller.act(obs)  # what is kept between the plans serves outside too
+    assert second.actions.isfinite().all()
+    assert third.actions.isfinite().all()
+    coarse = ami.load(SHIPPED).to(torch.bfloat16)
+    action = acting(coarse).act(obs).actions[:, 0]
+    assert action.dtype == torch.bfloat16
+    native = coarse.spec.interface.env_action(action, batch=True)
+    assert (native == coarse.spec.interface.env_action(action.float(), batch=True)).all()

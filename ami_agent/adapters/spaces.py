@@ -246,6 +246,8 @@ class Interface:
     def env_action(self, action: Tensor, batch: bool) -> Any:
         """Actions `[B, A]` in [-1, 1] -> the argument of `env.step`: a batch, or the action of a
         single environment."""
+        if action.dtype == torch.bfloat16:  # NumPy has no such type
+            action = action.float()
         native = self.action_adapter.to_env(action.detach().cpu().numpy())
         if batch:
             return native

@@ -260,7 +260,7 @@ class ActorCriticRun(SGDStageRun):
         )
         self.evaluator = replace(
             agent.evaluator, imagine=self.model.imagine, imagine_policy=self.model.imagine_policy,
-            cost_terms=cost,
+            cost_terms=cost, by_hand=None,
         )  # fmt: skip
         self.seed = seed
         self.policy_proposal = PolicyProposal(agent.policy, self.evaluator)

@@ -88,7 +88,10 @@ class AmortizePlanning(SGDStage):
         model = deepcopy(agent.world_model).requires_grad_(False)
         cost = deepcopy(agent.cost).requires_grad_(False)
         policy_proposal = PolicyProposal(
-            policy, replace(agent.evaluator, imagine_policy=model.imagine_policy, cost_terms=cost)
+            policy,
+            replace(
+                agent.evaluator, imagine_policy=model.imagine_policy, cost_terms=cost, by_hand=None
+            ),
         )
         goal_group = self.group_size if self.group_size > 1 else self.optim.batch_size
         tasks = [agent.task_spec(name) for name in self.tasks] or list(agent.tasks.values())

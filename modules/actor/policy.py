@@ -11,17 +11,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from modules.nets import (
+    ByHand,
     DerivedFromWeights,
     MLPConstants,
+    Pullback,
     check_goal_dims,
     relu_mlp,
     silu_mlp,
+    version,
 )
 from modules.types import (
     FRACTION,
@@ -65,6 +68,11 @@ class BoxActions(_ContinuousActions):
         """Unbounded numbers `[..., A]` -> valid actions."""
         return raw.tanh()
 
+    def squash_by_hand(self, raw: Tensor) -> tuple[Tensor, Pullback]:
+        """`squash` and its pullback."""
+        actions = raw.tanh()
+        return actions, lambda grad: (grad * (1 - actions.square()),)
+
     def unsquash(self, actions: Tensor) -> Tensor:
         """The inverse of `squash`; actions at the bounds are moved inside by 0.1 %."""
         return actions.clamp(-_NEARLY_ONE, _NEARLY_ONE).atanh()
@@ -86,7 +94,29 @@ class BallActions(_ContinuousActions):
 
     def squash(self, raw: Tensor) -> Tensor:
         """r u tanh|u| / |u|, `[..., A]`."""
-        return BallSquash.apply(raw, self.radius)
+        if not (raw.requires_grad and torch.is_grad_enabled()):
+            return self.squash_by_hand(raw)[0]
+        return ByHand.apply(self.squash_by_hand, raw)
+
+    def squash_by_hand(self, raw: Tensor) -> tuple[Tensor, Pullback]:
+        """`squash` and its pullback, in half the operations."""
+        # clamped, because the gradient at length 0 is undefined
+        length = torch.linalg.vector_norm(raw, dim=-1, keepdim=True).clamp_min_(_EPS)
+        fraction = length.tanh()
+        gain = fraction / length
+        if self.radius != 1:
+            gain *= self.radius
+
+        def pullback(grad: Tensor) -> tuple[Tensor]:
+            unit = raw / length
+            along = (unit * grad).sum(-1, keepdim=True)
+            # along the action the derivative is that of r tanh, across it the gain
+            change = torch.ops.aten.tanh_backward(along, fraction)
+            if self.radius != 1:
+                change *= self.radius
+            return (torch.addcmul(gain * grad, unit, change.addcmul_(along, gain, value=-1)),)
+
+        return raw * gain, pullback
 
     def unsquash(self, actions: Tensor) -> Tensor:
         """The inverse of `squash`; actions at the bound are moved inside by 0.1 %."""
@@ -98,31 +128,6 @@ class BallActions(_ContinuousActions):
         """The nearest valid actions."""
         length = torch.linalg.vector_norm(actions, dim=-1, keepdim=True)
         return actions / (length / self.radius).clamp_min(1)
-
-
-class BallSquash(torch.autograd.Function):
-    """`BallActions.squash`; its gradient by hand takes half the operations."""
-
-    @staticmethod
-    def forward(ctx: Any, raw: Tensor, radius: float) -> Tensor:
-        # clamped, because the gradient at length 0 is undefined
-        length = torch.linalg.vector_norm(raw, dim=-1, keepdim=True).clamp_min_(_EPS)
-        gain = length.tanh().div_(length)
-        if radius != 1:
-            gain *= radius
-        ctx.save_for_backward(raw, length, gain)
-        ctx.radius = radius
-        return raw * gain
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        raw, length, gain = ctx.saved_tensors
-        # the derivative of the gain by the length, divided by the length
-        curvature = (ctx.radius - gain) / length.square()
-        curvature = curvature.addcmul_(gain, gain, value=-1 / ctx.radius)
-        along = (raw * grad).sum(-1, keepdim=True)
-        return torch.addcmul(gain * grad, raw, along * curvature), None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,10 +257,10 @@ class TaskedMLP(MLPConstants):
 
     def first_bias(self, goal: Tensor, task_vector: Tensor) -> Tensor:
         """`[B, D]`, `[B, W]` -> `[B, hidden]`"""
-        kept_goal, version, bias = self.last_input
-        if kept_goal is not goal or version != goal._version:
+        kept_goal, kept_version, bias = self.last_input
+        if kept_goal is not goal or kept_version != version(goal):
             bias = torch.addmm(self.biases[0], goal[:, : self.goal_dims], self.of_goal_t)
-            self.last_input = goal, goal._version, bias
+            self.last_input = goal, version(goal), bias
         return torch.addmm(bias, task_vector, self.of_task_t) if task_vector.shape[-1] else bias
 
 

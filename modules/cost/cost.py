@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +25,14 @@ from modules.cost.quasimetric import (
     Quasimetric,
     QuasimetricConfig,
 )
-from modules.nets import EnsembleHead, StandardizedHead, relu_mlp
+from modules.nets import (
+    EnsembleHead,
+    PathEnergy,
+    StandardizedHead,
+    after_first,
+    differentiable,
+    relu_mlp,
+)
 from modules.types import (
     CONTINUE,
     FRACTION,
@@ -32,6 +40,7 @@ from modules.types import (
     WIDTH,
     BadSetting,
     ConfigError,
+    CostByHand,
     CostFn,
     MapShape,
     Rollout,
@@ -58,30 +67,17 @@ class IntrinsicCostConfig:
 
 def goal_distance(rollout: Rollout, context: TaskContext) -> Tensor:
     """Mean squared difference of state and goal, mean over the path; `[B, P]`."""
-    goal = context.goal if len(context.goal) == 1 else context.goal[:, None, None]
-    return PathMeanSquare.apply(rollout.states, goal)
+    goal = context.goal
+    if goal.requires_grad:
+        return (rollout.states[:, :, 1:] - goal[:, None, None]).square().mean((-2, -1))
+    return differentiable(mean_square, rollout.states, goal)
 
 
-class PathMeanSquare(torch.autograd.Function):
-    """States `[B, P, H + 1, D]`, goals that are broadcast to them -> the mean square of the
-    difference over the H states after the first, `[B, P]`; its gradient by hand takes fewer
-    operations."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, goal: Tensor) -> Tensor:
-        difference = states[:, :, 1:] - goal
-        ctx.save_for_backward(difference)
-        ctx.goal_shape = goal.shape
-        return difference.square().mean((-2, -1))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        (difference,) = ctx.saved_tensors
-        num_steps, size = difference.shape[2:]
-        slope = difference * (grad * (2 / (num_steps * size))).view(*grad.shape, 1, 1)
-        of_goal = -slope.sum_to_size(ctx.goal_shape) if ctx.needs_input_grad[1] else None
-        return torch.nn.functional.pad(slope, (0, 0, 1, 0)), of_goal
+def mean_square(states: Tensor, goal: Tensor) -> tuple[Tensor, Callable[[float], Tensor]]:
+    """`goal_distance` with its gradient; see `PathEnergy`."""
+    difference = states - (goal if len(goal) == 1 else goal[:, None])
+    count = len(states) * states.shape[-1]
+    return difference.square().mean((0, -1)), lambda weight: difference * (2 * weight / count)
 
 
 def control_cost(rollout: Rollout, context: TaskContext) -> Tensor:
@@ -460,6 +456,31 @@ class Cost(nn.Module):
             energies = self.interoceptive_cost(rollout, context.limits)
             terms |= {n: weighted(w, energies[n]) for n, w in weights.items() if n not in functions}
         return terms
+
+    def by_hand(self, context: TaskContext) -> CostByHand | None:
+        """The same for states that follow from actions, with the gradient of their sum; None if
+        the gradient of any of them is not written by hand."""
+        found: dict[str, PathEnergy | None] = {"goal_distance": mean_square}
+        critic = self.goal_critic
+        # a subclass may have another forward
+        if type(critic) is GoalCritic and type(critic.distance) is Quasimetric:
+            found["critic"] = critic.distance.path_mean_by_hand(context.goal)
+        active = [
+            (name, found.get(name), weight) for name, weight in context.weights.items() if weight
+        ]
+        if context.limits or any(energy is None for _, energy, _ in active):
+            return None
+
+        def terms_and_slope(rollout: Rollout) -> tuple[dict[str, Tensor], Tensor]:
+            states, terms, slopes = after_first(rollout.states), {}, []
+            for name, energy, weight in active:
+                assert energy is not None
+                value, slope = energy(states, context.goal)
+                terms[name] = weighted(weight, value)
+                slopes.append(slope(weight))
+            return terms, reduce(torch.add, slopes)
+
+        return terms_and_slope
 
     def _curiosity(self, rollout: Rollout, context: TaskContext) -> Tensor:
         """Minus the disagreement of the world model's ensemble, mean over the path, `[B, P]`

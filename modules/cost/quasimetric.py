@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,13 @@ from modules.nets import (
     DerivedFromWeights,
     GlimpseConfig,
     MLPConstants,
+    PathEnergy,
     TakeFirst,
     check_goal_dims,
+    differentiable,
     fourier_linear,
     silu_mlp,
+    version,
 )
 from modules.types import WIDTH, MapShape, validate_ranges
 
@@ -62,10 +66,32 @@ class Quasimetric(nn.Module):
     def path_mean(self, states: Tensor, goal: Tensor) -> Tensor:
         """Imagined states `[B, P, H + 1, D]`, goals `[B, D]` -> the steps to go, mean over the H
         states after the first, `[B, P]`."""
-        constants = None if goal.requires_grad else self._constants()
-        if constants is None:
+        by_hand = self.path_mean_by_hand(goal)
+        if by_hand is None or goal.requires_grad:
             return self(states[:, :, 1:], goal[:, None, None]).mean(-1)
-        return PathMean.apply(states, self._goal_embedding(goal, constants), constants, self.groups)
+        return differentiable(by_hand, states, goal)
+
+    def path_mean_by_hand(self, goal: Tensor) -> PathEnergy | None:
+        """`path_mean` with its gradient. None if the weights take a gradient, or the embedding is
+        neither a `silu_mlp` nor a `ConvHead`."""
+        constants = self._constants()
+        return None if constants is None else partial(self._path_mean, constants)
+
+    def _path_mean(
+        self, constants: MLPConstants, states: Tensor, goal: Tensor
+    ) -> tuple[Tensor, Callable[[float], Tensor]]:
+        *inner, embedded = constants.forward(states.reshape(-1, states.shape[-1]))
+        grouped = embedded.view(*states.shape[:3], self.groups, -1)
+        difference = self._goal_embedding(goal, constants) - grouped
+        # never 0, so that only a positive maximum is equal to it
+        largest = difference.amax(-1, keepdim=True).clamp_min_(torch.finfo(goal.dtype).tiny)
+
+        def slope(weight: float) -> Tensor:
+            is_largest = difference.eq(largest).to(embedded.dtype).view_as(embedded)
+            scale = -weight / (len(states) * self.groups)
+            return constants.gradient(is_largest, *inner, scale=scale).view_as(states)
+
+        return largest.mean((0, 3, 4)), slope
 
     def _constants(self) -> MLPConstants | None:
         embed = self.embed
@@ -82,43 +108,12 @@ class Quasimetric(nn.Module):
     def _goal_embedding(self, goal: Tensor, constants: MLPConstants) -> Tensor:
         """`[B, 1, groups, units]`; kept, because a planner asks for that of the same goal many
         times."""
-        kept_goal, version, embedding = constants.last_input
-        if kept_goal is not goal or version != goal._version:
+        kept_goal, kept_version, embedding = constants.last_input
+        if kept_goal is not goal or kept_version != version(goal):
             with torch.no_grad():
                 embedding = constants.forward(goal)[-1].view(len(goal), 1, self.groups, -1)
-            constants.last_input = goal, goal._version, embedding
+            constants.last_input = goal, version(goal), embedding
         return embedding
-
-
-class PathMean(torch.autograd.Function):
-    """`Quasimetric.path_mean` of constant weights, and its gradient in the states, by hand."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, states: Tensor, goal: Tensor, constants: MLPConstants, groups: int
-    ) -> Tensor:
-        by_time = states.permute(2, 0, 1, 3)[1:]  # how they lie in memory where they are imagined
-        *inner, embedded = constants.forward(by_time.reshape(-1, states.shape[-1]))
-        difference = goal - embedded.view(*by_time.shape[:3], groups, -1)
-        # never 0, so that only a positive maximum is equal to it
-        largest = difference.amax(-1, keepdim=True).clamp_min_(torch.finfo(goal.dtype).tiny)
-        ctx.save_for_backward(difference, largest, *inner)
-        ctx.constants = constants
-        return largest.mean((0, 3, 4))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        difference, largest, *inner = ctx.saved_tensors
-        num_steps, _, _, groups, _ = difference.shape
-        is_largest = difference.eq(largest) * grad.view(*grad.shape, 1, 1)
-        of_states = ctx.constants.gradient(
-            is_largest.flatten(0, 2).flatten(1), *inner, scale=-1 / (num_steps * groups)
-        )
-        by_time = of_states.view(*difference.shape[:3], -1)
-        # the state before any action does not count
-        by_time = nn.functional.pad(by_time, (0, 0, 0, 0, 0, 0, 1, 0))
-        return by_time.permute(1, 2, 0, 3), None, None, None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from modules.nets import (
+    ByHand,
     DerivedFromWeights,
     GlimpseConfig,
     MapConvolution,
+    Pullback,
     fourier_linear,
     own_weights,
     to_cells,
+    version,
 )
 from modules.types import WIDTH, MapShape, validate_ranges
 
@@ -114,11 +117,18 @@ class MLPDynamics(nn.Module):
         if constants is None or not actions.numel():
             return None
         if torch.is_grad_enabled() and (state.requires_grad or actions.requires_grad):
-            return UnrollFunction.apply(state, actions, constants)
-        unroll = constants.take(actions.shape)
-        states = unroll.forward(state, actions)
-        constants.give_back(unroll)
-        return states
+            states = ByHand.apply(constants.unroll, state, actions)
+        else:
+            unroll = constants.take(actions.shape)
+            states = unroll.forward(state, actions)
+            constants.give_back(unroll)
+        return states.permute(1, 2, 0, 3)
+
+    def unroll_by_hand(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Pullback]] | None:
+        """`frozen_unroll` with its pullback, which takes the gradient of the states after the
+        first, time first, `[H, B, P, D]`."""
+        constants = self._constants()
+        return None if constants is None else constants.unroll
 
     def frozen_follow(
         self, state: Tensor, act: Callable[[Tensor, int], Tensor], shape: torch.Size
@@ -154,7 +164,7 @@ class MLPDynamics(nn.Module):
 
 
 FEW_FUTURES = 16
-"""Futures up to which a product of two weight matrices saves more time than it takes."""
+"""Futures up to which a product of two weight matrices saves operations without much more work."""
 KEPT_NUMBERS = 2**20
 """Largest number of activations of a layer in an unroll whose buffers are kept for the next."""
 
@@ -184,7 +194,6 @@ class UnrollConstants:
         # the input layer; the last of the outputs is 1
         self.delta = torch.cat([self.out_weight_t, out_bias[None]])
         self.transition = self.delta @ self.in_weight_t
-        self.transition_t = _t(self.transition[:-1])
         self.free: dict[torch.Size, list[Unroll]] = {}
 
     def take(self, shape: torch.Size) -> Unroll:
@@ -192,7 +201,8 @@ class UnrollConstants:
         try:
             return self.free[shape].pop()
         except LookupError:  # none is free
-            return Unroll(self, shape)
+            with torch.inference_mode(False):  # its buffers may be used again outside
+                return Unroll(self, shape)
 
     def give_back(self, unroll: Unroll) -> None:
         """They may be used again."""
@@ -200,6 +210,24 @@ class UnrollConstants:
             if len(self.free) > 8:
                 self.free.clear()
             self.free.setdefault(unroll.shape, []).append(unroll)
+
+    def unroll(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Pullback]:
+        """States `[B, D]`, actions `[B, P, H, A]` -> the states, time first, `[H + 1, B, P, D]`,
+        and the pullback, whose gradient may lack the first states."""
+        unrolls = [self.take(actions.shape)]
+        states = unrolls[0].forward(state, actions)
+
+        def pullback(grad: Tensor) -> tuple[Tensor | None, Tensor]:
+            if unrolls:
+                unroll = unrolls.pop()
+            else:  # a second gradient of the same futures
+                unroll = self.take(actions.shape)
+                unroll.forward(state, actions)
+            grads = unroll.gradient(grad, state.requires_grad)
+            self.give_back(unroll)
+            return grads
+
+        return states, pullback
 
 
 class LayersOfStep(NamedTuple):
@@ -232,8 +260,8 @@ class Unroll:
         self.constants, self.shape = constants, shape
         batch, count, horizon, _ = shape
         rows, (hidden, size) = batch * count, constants.in_weight.shape
-        new = constants.in_weight.new_empty
         self.few = rows <= FEW_FUTURES
+        new = constants.in_weight.new_empty
         self.modulation_rows, self.factors, self.shifts = self._modulations(rows, horizon, hidden)
         self.features, self.inputs, self.slopes, self.grads = (
             new(2, horizon, rows, hidden) for _ in range(4)
@@ -243,14 +271,13 @@ class Unroll:
         self.grad_rows, self.grad_factors, self.grad_shifts = self._modulations(
             rows, horizon, hidden
         )
-        self.later_states = new(horizon, horizon + 1).fill_(1).triu_(1)
-        self.start_state: tuple[Tensor | None, int] = None, 0  # and its version
+        self.later_states = new(horizon, horizon).fill_(1).triu_()
+        self.start_state: tuple[Tensor | None, Any] = None, 0  # and its version
         # views that the steps read and write
         self.start, self.first_features = self.path[0], self.features[0, 0]
         self.start_rows = self.start.view(rows, size)
         self.output_rows = self.outputs.view(-1, hidden + 1)
         self.delta_rows = self.path[1:].view(-1, size)
-        self.grad_output_rows = self.grads[1].view(-1, hidden)
         modulation = self.modulation_rows.view(rows, horizon, -1).unbind(1)
         by_layer = (*self.shifts, *self.features, *self.factors, *self.inputs)
         by_step = [part.unbind(0) for part in (*by_layer, self.outputs[..., :-1], self.outputs)]
@@ -269,25 +296,24 @@ class Unroll:
         return buffer.view(rows * horizon, -1), factors, shifts
 
     def forward(self, state: Tensor, actions: Tensor) -> Tensor:
-        """`[B, D]`, `[B, P, H, A]` -> states `[B, P, H + 1, D]`"""
+        """`[B, D]`, `[B, P, H, A]` -> states `[H + 1, B, P, D]`"""
         c = self.constants
         action_rows = actions.reshape(-1, actions.shape[-1])
         torch.addmm(c.film_bias, action_rows, c.film_weight_t, out=self.modulation_rows)
-        if self.start_state[0] is not state or self.start_state[1] != state._version:
+        if self.start_state[0] is not state or self.start_state[1] != version(state):
             self.start.copy_(state[:, None])
             torch.addmm(c.in_bias, self.start_rows, c.in_weight_t, out=self.first_features)
-            self.start_state = state, state._version
-        last: tuple[Tensor, Tensor] | None = None  # u and k of the step before
+            self.start_state = state, version(state)
+        last: tuple[Tensor, Tensor] | None = None  # u and outputs of the step before
         for layers in self.forward_steps:
-            u, outputs = layers.u, layers.outputs
             if last is not None and self.few:
-                torch.addmm(last[0], last[1], c.transition, out=u)
+                torch.addmm(*last, c.transition, out=layers.u)
             elif last is not None:
-                torch.addmm(last[0], last[1] @ c.delta, c.in_weight_t, out=u)
+                torch.addmm(last[0], last[1] @ c.delta, c.in_weight_t, out=layers.u)
             self._outputs(layers)
-            last = u, outputs
+            last = layers.u, layers.outputs
         torch.mm(self.output_rows, c.delta, out=self.delta_rows)
-        return self.path.cumsum(0).permute(1, 2, 0, 3)
+        return self.path.cumsum(0)
 
     def _outputs(self, layers: LayersOfStep) -> None:
         """The output of the input layer -> the outputs of the last hidden layer."""
@@ -314,22 +340,22 @@ class Unroll:
         return torch.stack(states, 1).unflatten(0, batch), torch.stack(actions, 1).view(self.shape)
 
     def gradient(self, grad: Tensor, to_start: bool) -> tuple[Tensor | None, Tensor]:
-        """Gradients of the states `[B, P, H + 1, D]` -> those of the start `[B, D]`, or None, and
-        of the actions `[B, P, H, A]`."""
+        """Gradients of the states `[H + 1, B, P, D]`, or of those after the first -> those of the
+        start `[B, D]`, or None, and of the actions `[B, P, H, A]`."""
         c, silu_backward = self.constants, torch.ops.aten.silu_backward.grad_input
-        by_time = grad.permute(2, 0, 1, 3).reshape(len(self.path), -1)
-        of_deltas = (self.later_states @ by_time).view(-1, grad.shape[-1])
-        torch.mm(of_deltas, c.out_weight, out=self.grad_output_rows)
+        by_time = grad.reshape(len(grad), -1)
+        if len(grad) == len(self.path):
+            by_time = by_time[1:]
+        # each state adds to all later ones
+        direct = (self.later_states @ by_time).view(-1, len(self.start_rows), grad.shape[-1])
         silu_backward(self.factors, self.inputs, grad_input=self.slopes)
-        of_u = None  # [N, F], of u_{t+1}
+        of_u = None  # [N, F], the sum over all later steps
         last = self.backward_steps[-1]
-        for step in self.backward_steps:
+        for of_delta, step in zip(reversed(direct.unbind(0)), self.backward_steps, strict=True):
             of_h, of_k, slope_1, slope_2 = step
             if of_u is not None:
-                if self.few:
-                    of_k.addmm_(of_u, c.transition_t)
-                else:
-                    of_k.addmm_(of_u @ c.in_weight, c.out_weight)
+                of_delta = torch.addmm(of_delta, of_u, c.in_weight)
+            torch.mm(of_delta, c.out_weight, out=of_k)
             torch.mm(of_k * slope_2, c.mid_weight, out=of_h)
             if step is not last or to_start:
                 of_u = of_h * slope_1 if of_u is None else of_u.addcmul_(of_h, slope_1)
@@ -339,30 +365,8 @@ class Unroll:
         of_start = None
         if to_start:
             assert of_u is not None
-            of_start = grad.sum((1, 2)) + (of_u @ c.in_weight).view_as(self.start).sum(1)
+            of_start = grad.sum((0, 2)) + (of_u @ c.in_weight).view_as(self.start).sum(1)
         return of_start, of_actions
-
-
-class UnrollFunction(torch.autograd.Function):
-    """`Unroll` as a function that autograd differentiates, once."""
-
-    @staticmethod
-    def forward(ctx: Any, state: Tensor, actions: Tensor, constants: UnrollConstants) -> Tensor:
-        ctx.save_for_backward(state, actions)
-        ctx.constants, ctx.unroll = constants, constants.take(actions.shape)
-        return ctx.unroll.forward(state, actions)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        state, actions = ctx.saved_tensors
-        unroll, ctx.unroll = ctx.unroll, None
-        if unroll is None:  # a second gradient of the same futures
-            unroll = ctx.constants.take(actions.shape)
-            unroll.forward(state, actions)
-        grads = unroll.gradient(grad, ctx.needs_input_grad[0])
-        ctx.constants.give_back(unroll)
-        return *grads, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -472,14 +476,14 @@ class ConvConstants:
     def start(self, state: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """`[B, D]` -> cells `[B * P * h * w, ...]` of the states and of the input layer without
         bias; kept, because a planner imagines from the same state many times."""
-        kept, version, kept_count, result = self.last_start
-        if kept is not state or version != state._version or kept_count != count:
+        kept, kept_version, kept_count, result = self.last_start
+        if kept is not state or kept_version != version(state) or kept_count != count:
             cells = to_cells(state, self.channels).reshape(-1, self.channels)
             result = tuple(
                 part.unflatten(0, (len(state), 1, -1)).expand(-1, count, -1, -1).flatten(0, 2)
                 for part in (cells, self.input.without_bias(cells))
             )
-            self.last_start = state, state._version, count, result
+            self.last_start = state, version(state), count, result
         return result
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.nets import EnsembleHead, StandardizedHead, no_numbers, relu_mlp, silu_mlp
-from modules.types import WIDTH, MapShape, PolicyFn, Rollout, validate_ranges
+from modules.types import WIDTH, ImagineByHand, MapShape, PolicyFn, Rollout, validate_ranges
 from modules.world_model.dynamics import (
     ConvDynamics,
     ConvDynamicsConfig,
@@ -224,6 +224,27 @@ class WorldModel(nn.Module):
         return self._with_interoception(
             states, actions, no_numbers(actions, *actions.shape[:-1], 0)
         )
+
+    def imagine_by_hand(self) -> ImagineByHand | None:
+        """`imagine` without autograd, for weights as they are now. None where no gradient is
+        written by hand: for dynamics with latent variables, weights that take a gradient, and
+        predicted interoceptive signals."""
+        level = self.level(0)
+        if level.latent.size or not isinstance(self.interoception_head, NoInteroception):
+            return None
+        if type(self) is not WorldModel:  # a subclass may imagine otherwise
+            return None
+        unroll = level.dynamics.unroll_by_hand() if type(level.dynamics) is MLPDynamics else None
+        if unroll is None:
+            return None
+
+        def imagine(state: Tensor, actions: Tensor) -> tuple[Rollout, Callable[[Tensor], Tensor]]:
+            states, pullback = unroll(state, actions)
+            none = no_numbers(actions, *actions.shape[:-1], 0)
+            rollout = Rollout(states.permute(1, 2, 0, 3), actions, none, none)
+            return rollout, lambda grad: pullback(grad)[1]  # type: ignore[return-value]
+
+        return imagine
 
     def imagine_policy(
         self, state: Tensor, policy: PolicyFn, candidates: Tensor, noise: Tensor | None = None

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from modules.actor.planning.risk import ScenarioCVaR
-from modules.actor.policy import ActionSpace
-from modules.nets import no_numbers, row_numbers
+from modules.actor.policy import ActionSpace, BallActions, BoxActions
+from modules.nets import Pullback, no_numbers, row_numbers
 from modules.types import (
+    CostByHand,
     CostTermsFn,
     EvaluatedRollouts,
+    ImagineByHand,
     Plan,
     PolicyFn,
     PolicyRolloutFn,
@@ -22,6 +25,11 @@ from modules.types import (
     RolloutFn,
     TaskContext,
 )
+
+SquashByHand: TypeAlias = Callable[[Tensor], tuple[Tensor, Pullback]]
+SlopeFn: TypeAlias = Callable[[Tensor, Tensor], tuple[EvaluatedRollouts, Tensor]]
+"""States `[B, D]`, unbounded actions `[B, P, H, A]` -> their futures and energies, and the gradient
+of the energies with respect to the unbounded actions."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,10 @@ class RolloutEvaluator:
     """None for a deterministic world model, which imagines one future of each candidate."""
     callbacks: list[Callable[[EvaluatedRollouts], None]] = field(default_factory=list)
     """Called with every evaluated batch of rollouts."""
+    by_hand: (
+        tuple[Callable[[], ImagineByHand | None], Callable[[TaskContext], CostByHand | None]] | None
+    ) = None
+    """`imagine` and `cost_terms` with gradients written by hand, each None where it has none."""
 
     def with_noise(self, context: TaskContext, rng: torch.Generator) -> TaskContext:
         """The context with noise for the futures of its horizon; unchanged if the world model is
@@ -49,6 +61,38 @@ class RolloutEvaluator:
     def evaluate(self, state: Tensor, actions: Tensor, context: TaskContext) -> EvaluatedRollouts:
         """States `[B, D]`, candidates `[B, P, H, A]` -> their futures and energies."""
         return self._score(self.imagine(state, actions, *_noise(context)), context)
+
+    def slope_fn(self, context: TaskContext) -> SlopeFn:
+        """Evaluation with gradients for this task: written by hand where every part has one."""
+        space = self.action_space
+        if self.by_hand and self.risk_model is None and isinstance(space, BoxActions | BallActions):
+            imagine, cost = self.by_hand[0](), self.by_hand[1](context)
+            if imagine and cost:
+                return partial(self._slope_by_hand, space.squash_by_hand, imagine, cost)
+        return partial(self._slope_by_autograd, context)
+
+    def _slope_by_autograd(
+        self, context: TaskContext, state: Tensor, raw: Tensor
+    ) -> tuple[EvaluatedRollouts, Tensor]:
+        with torch.enable_grad():
+            raw = raw.detach().requires_grad_()
+            evaluated = self.evaluate(state, self.action_space.squash(raw), context)
+            # not backward(), which would leave gradients in the world model and the critics
+            (slope,) = torch.autograd.grad(evaluated.energy.sum(), raw)
+        return evaluated, slope
+
+    @torch.no_grad()
+    def _slope_by_hand(
+        self, squash: SquashByHand, imagine: ImagineByHand, cost: CostByHand,
+        state: Tensor, raw: Tensor,
+    ) -> tuple[EvaluatedRollouts, Tensor]:  # fmt: skip
+        actions, to_raw = squash(raw)
+        rollout, to_actions = imagine(state, actions)
+        terms, of_states = cost(rollout)
+        evaluated = EvaluatedRollouts(rollout, terms, total_energy(terms), rollout.states)
+        for callback in self.callbacks:
+            callback(evaluated)
+        return evaluated, to_raw(to_actions(of_states))[0]  # type: ignore[return-value]
 
     def evaluate_with(
         self, state: Tensor, policy: PolicyFn, candidates: Tensor, context: TaskContext
@@ -101,7 +145,7 @@ def without_nan(energy: Tensor) -> Tensor:
 def to_plan(evaluated: EvaluatedRollouts, index: Tensor, context: TaskContext) -> Plan:
     """The candidates of index `[B]`, as a plan."""
     states, actions = evaluated.rollout.states, evaluated.rollout.actions
-    rows = row_numbers(len(index), index.device)[:, 0]
+    rows = row_numbers(len(index), index.device)
     return Plan(
         actions=actions[rows, index],
         energy=evaluated.energy[rows, index],
@@ -126,7 +170,7 @@ def lowest_energy(candidates: Tensor, energy: Tensor, count: int) -> Tensor:
     """`[B, P, H, A]`, `[B, P]` -> the `count` candidates of least energy, best first."""
     count = min(count, energy.shape[1])
     ranked = without_nan(energy).topk(count, largest=False).indices
-    return candidates[row_numbers(len(ranked), ranked.device), ranked]
+    return candidates[row_numbers(len(ranked), ranked.device)[:, None], ranked]
 
 
 def shift_actions(actions: Tensor) -> Tensor:
@@ -188,6 +232,7 @@ class RandomProposals:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept may be used outside
 def segment_numbers(horizon: int, num_segments: int, device: torch.device) -> Tensor:
     """The number of the segment of each step, `[H]`, to be read only."""
     return torch.arange(horizon, device=device) // -(-horizon // num_segments)

@@ -106,21 +106,17 @@ def descend(
 ) -> tuple[Tensor, EvaluatedRollouts]:  # fmt: skip
     """Adam on unbounded actions `[B, P, H, A]`, by the energy of their imagined futures -> the last
     unbounded actions, and of each candidate the best future evaluated on the way."""
-    adam, unit = Adam(lr), raw.new_ones(raw.shape[:2])
-    raw = raw.detach() if raw.requires_grad else raw
+    adam, raw, with_slope = Adam(lr), raw.detach(), evaluator.slope_fn(context)
     evaluations: list[EvaluatedRollouts] = []
-    for step in range(iterations + 1):
-        is_last = step == iterations
-        with torch.set_grad_enabled(not is_last):
-            raw.requires_grad_(not is_last)
-            evaluated = evaluator.evaluate(state, evaluator.action_space.squash(raw), context)
-        if not is_last:
-            # not backward(), which would leave gradients in the world model and the critics
-            (slope,) = torch.autograd.grad(evaluated.energy, raw, unit)
-            raw = adam.step(raw.requires_grad_(False), slope)
+    for _ in range(iterations):
+        evaluated, slope = with_slope(state, raw)
+        raw = adam.step(raw, slope)
         evaluations.append(evaluated)
         if len(evaluations) == MAX_EVALUATIONS:
             evaluations = [best_of(evaluations)]
+    with torch.no_grad():
+        last = evaluator.evaluate(state, evaluator.action_space.squash(raw), context)
+    evaluations.append(last)
     return raw, best_of(evaluations)
 
 
@@ -130,8 +126,8 @@ def best_of(evaluations: Sequence[EvaluatedRollouts]) -> EvaluatedRollouts:
     equal ones."""
     energies = torch.stack([evaluated.energy for evaluated in evaluations])  # [I, B, P]
     energy, index = without_nan(energies).min(0)
-    env = row_numbers(len(index), index.device)
-    candidate = row_numbers(index.shape[1], index.device)[:, 0]
+    env = row_numbers(len(index), index.device)[:, None]
+    candidate = row_numbers(index.shape[1], index.device)
 
     def select(*parts: Tensor) -> Tensor:
         """From each evaluation `[B, P * K, ...]`, K futures of each candidate."""
@@ -140,7 +136,7 @@ def best_of(evaluations: Sequence[EvaluatedRollouts]) -> EvaluatedRollouts:
         repeats = parts[0].shape[1] // len(candidate)
         if repeats == 1:
             return torch.stack(parts)[index, env, candidate]
-        futures = row_numbers(parts[0].shape[1], index.device)[:, 0]
+        futures = row_numbers(parts[0].shape[1], index.device)
         return torch.stack(parts)[index.repeat_interleave(repeats, 1), env, futures]
 
     rollout = Rollout(*map(select, *(evaluated.rollout for evaluated in evaluations)))
