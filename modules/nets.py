@@ -55,7 +55,8 @@ class DerivedFromWeights(Generic[Value]):
     version, and a gradient would be missing."""
 
     def __init__(self) -> None:
-        self.kept: tuple[Any, Value | None] = None, None  # one value, so that threads may share it
+        # one value, so that threads may share it
+        self.kept: tuple[Any, Value | None, list[Tensor]] = None, None, []
 
     def get(self, weights: Sequence[Tensor], make: Callable[[], Value]) -> Value | None:
         """`make()` of the weights as they are; None if a weight takes a gradient."""
@@ -65,7 +66,8 @@ class DerivedFromWeights(Generic[Value]):
         kept = self.kept
         if key != kept[0]:
             with torch.inference_mode(False), torch.no_grad():
-                kept = self.kept = key, make()
+                # the weights too, so that no others come to lie in their place
+                kept = self.kept = key, make(), [weight.detach() for weight in weights]
         return kept[1]
 
     def __deepcopy__(self, memo: Any) -> DerivedFromWeights[Value]:
