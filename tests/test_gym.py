@@ -130,6 +130,11 @@ def test_a_file_of_the_users_own_is_enough(own, tmp_path, capsys):
     assert (tmp_path / "run" / "show" / "episode-0-react.gif").exists()
 
 
+ENDS_BADLY = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""Gymnasium before 1.3 raises where a batch of environments that was never closed is deleted."""
+
+
+@ENDS_BADLY
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -175,6 +180,7 @@ gymnasium.register("ami-test/Strange-v0", entry_point=Strange)
 """
 
 
+@ENDS_BADLY
 def test_infos_of_an_env_beyond_gymnasiums_interface_may_be_anything(tmp_path, monkeypatch, capsys):
     (tmp_path / "strange.py").write_text(STRANGE)
     monkeypatch.chdir(tmp_path)
@@ -186,6 +192,7 @@ def test_infos_of_an_env_beyond_gymnasiums_interface_may_be_anything(tmp_path, m
         gymnasium.registry.pop("ami-test/Strange-v0", None)
 
 
+@ENDS_BADLY
 def test_episodes_of_one_step_are_learnt_from_without_a_flag(own, capsys):
     env = (*own, "--env.options", "lasts", 1)
     assert run_cli("train", "gym", *env, "--out", "run", *TINY) == 0

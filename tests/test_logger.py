@@ -113,8 +113,8 @@ def test_progress_is_a_bar_on_a_terminal(tmp_path):
 def test_an_info_is_one_line(tmp_path):
     console = make_console()
     with closing(logger.RunLogger(tmp_path, console)) as out:
-        out.info("[bold] " + "long " * 30)
-    assert console.file.getvalue() == "[bold] " + "long " * 30 + "\n"
+        out.info("[bold]" + " long" * 30)
+    assert console.file.getvalue() == "[bold]" + " long" * 30 + "\n"
 
 
 def test_the_null_logger_accepts_everything_and_prints_nothing(capsys):

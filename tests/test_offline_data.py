@@ -7,6 +7,7 @@ import sys
 import warnings
 from contextlib import closing
 from dataclasses import replace
+from inspect import signature
 from itertools import islice
 
 import gymnasium
@@ -129,11 +130,13 @@ def record(name, env_id, episodes, spoil=lambda buffer: buffer):
             id=number, observations=stacked(env.observation_space, observed), actions=done,
             rewards=interoception, terminations=ends, truncations=lates,
         )))  # fmt: skip
+    make = minari.create_dataset_from_buffers
+    exact = {"jpeg_encoding": False} if "jpeg_encoding" in signature(make).parameters else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it requires an author
-        minari.create_dataset_from_buffers(
+        make(
             name, output, observation_space=env.observation_space, action_space=env.action_space,
-            jpeg_encoding=False,
+            **exact,
         )  # fmt: skip
     return output
 
