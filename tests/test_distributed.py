@@ -131,7 +131,7 @@ def test_two_processes_record_the_same_steps_and_have_the_loss_of_one(name, tmp_
 
 
 def test_two_processes_distil_the_plans_of_one(tmp_path):
-    config, agent = run_dir.settings_of(SHIPPED), ami.load(SHIPPED)
+    config, agent = run_dir.settings_of(SHIPPED), ami.load(SHIPPED).requires_grad_()
     stage = config.stages["distill_policy"]
     optim = replace(stage.optim, steps=20, batch_size=64, warmup_steps=1)
     stage = replace(stage, optim=optim, rounds=2, num_envs=8, steps=4)

@@ -111,3 +111,9 @@ def test_the_gradient_norm_can_not_be_clipped_to_zero():
         OptimConfig(steps=1, batch_size=1, grad_clip_norm=0)
     with pytest.raises(ConfigError, match="lr is nan"):
         OptimConfig(steps=1, batch_size=1, lr=float("nan"))
+
+
+def test_weights_that_take_no_gradient_are_not_trained_without_a_word():
+    module = nn.Linear(1, 1).requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"nothing to train.* agent\.requires_grad_\(\)"):
+        SGDStageRun(module, dict, OptimConfig(steps=2, batch_size=1), seed=0)

@@ -177,6 +177,11 @@ class SGDStageRun(StageRun):
         self.generator = torch.Generator().manual_seed(seed)
         self.modules = list(module.modules())
         self.parameters = [p for p in module.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ConfigError(
+                "no weight takes a gradient, so there is nothing to train; those of a loaded agent "
+                "take one after agent.requires_grad_()"
+            )
         # fused is faster on a CPU; on a GPU it would keep its step counts there, not on the host
         fused = all(p.device.type == "cpu" for p in self.parameters)
         self.optimizer = torch.optim.AdamW(
