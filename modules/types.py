@@ -191,9 +191,8 @@ class TaskContext(NamedTuple):
     step_scale: Tensor  # [B]: distance in representation space that a full action covers
     upper_plans: Tensor  # [B, L - 1, H, D]: plans of the levels above, top first; `goal` is theirs
     noise: Tensor | None = None  # [K, H, U] in [0, 1): what the sampled futures of a plan share
-    task: int = (
-        0  # index of the agent's task that differs in goal and mode alone; 0 if there's none
-    )
+    # index of the agent's task that differs in goal and mode alone; 0 if there is none
+    task: int = 0
 
     def select(self, env_ids: Tensor) -> TaskContext:
         """The context of some of the environments, `[N]` indices or a mask."""
@@ -283,13 +282,15 @@ CostFn: TypeAlias = Callable[[Rollout, TaskContext], Tensor]
 """The unweighted energy of every imagined future, `[B, P]`."""
 
 CostTermsFn: TypeAlias = Callable[[Rollout, TaskContext], dict[str, Tensor]]
+"""The weighted energies of every imagined future, by name, each `[B, P]`."""
+
 ImagineByHand: TypeAlias = Callable[[Tensor, Tensor], tuple[Rollout, Callable[[Tensor], Tensor]]]
 """States `[B, D]`, actions `[B, P, H, A]` -> their futures, and a function from the gradient with
 respect to the states after the first, time first, `[H, B, P, D]`, to that of the actions."""
+
 CostByHand: TypeAlias = Callable[[Rollout], tuple[dict[str, Tensor], Tensor]]
 """Imagined futures -> the energies by name, and the gradient of their sum with respect to the
 states after the first, time first, `[H, B, P, D]`."""
-"""The weighted energies of every imagined future, by name, each `[B, P]`."""
 
 ProposalFn: TypeAlias = Callable[[Tensor, TaskContext, torch.Generator], Tensor]
 """State `[B, D]` -> initial candidates for a planner, `[B, P, H, A]`; P may be 0. Random ones are

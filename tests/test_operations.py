@@ -160,6 +160,25 @@ def test_slopes_by_hand_are_those_of_autograd():
         assert found.energy.requires_grad == ("control_cost" in weights)
 
 
+class HalfBall(BallActions):
+    """The user's own: it squashes otherwise."""
+
+    def squash(self, raw: Tensor) -> Tensor:
+        return raw.tanh() / 2
+
+
+def test_an_action_space_of_the_users_own_is_differentiated_as_it_squashes():
+    agent = ami.load(SHIPPED).double()
+    with closing(run_dir.settings_of(SHIPPED).env.build(1)) as env:
+        context = agent.context(ami.Task(goal=env.goal(env.reset(seed=0)[1])))
+    raw = normal(1, 5, 8, 2, seed=1)
+    own = replace(agent.evaluator, action_space=HalfBall())
+    found, slope = own.slope_fn(context)(normal(1, 32), raw)
+    torch.testing.assert_close(found.rollout.actions.detach(), raw.tanh() / 2)
+    _, expected = replace(own, by_hand=None).slope_fn(context)(normal(1, 32), raw)
+    torch.testing.assert_close(slope, expected)
+
+
 def test_weights_that_change_or_learn_are_noticed():
     model, state, actions = world_model(), normal(2, 5), normal(2, 3, HORIZON, 3)
     states = model.imagine(state, actions).states

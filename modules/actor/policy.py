@@ -215,16 +215,12 @@ class Policy(nn.Module):
     def for_task(self, goal: Tensor, task_vector: Tensor) -> PolicyFn:
         """The policy for goals `[B, D]` and task vectors `[B, W]`, as a function of states `[B, D]`
         alone: with constant weights, what depends on the task is computed once."""
-        weights = MLPConstants.weights_of(self.layers)
-        constants = (
-            None
-            if weights is None or torch.is_grad_enabled()
-            else (
-                self.constants.get(
-                    weights, lambda: TaskedMLP(goal.shape[-1], self.goal_dims, *weights)
-                )
+        weights, constants = MLPConstants.weights_of(self.layers), None
+        if weights is not None and not torch.is_grad_enabled():
+            size = goal.shape[-1]
+            constants = self.constants.get(
+                weights, lambda: TaskedMLP(size, self.goal_dims, *weights)
             )
-        )
         if constants is None:
             return lambda state: self(state, goal, task_vector)
         bias = constants.first_bias(goal, task_vector)

@@ -65,10 +65,12 @@ class RolloutEvaluator:
     def slope_fn(self, context: TaskContext) -> SlopeFn:
         """Evaluation with gradients for this task: written by hand where every part has one."""
         space = self.action_space
-        if self.by_hand and self.risk_model is None and isinstance(space, BoxActions | BallActions):
+        # a subclass may squash otherwise
+        is_known = type(space) is BoxActions or type(space) is BallActions
+        if self.by_hand and self.risk_model is None and is_known:
             imagine, cost = self.by_hand[0](), self.by_hand[1](context)
             if imagine and cost:
-                return partial(self._slope_by_hand, space.squash_by_hand, imagine, cost)
+                return partial(self._slope_by_hand, space.squash_by_hand, imagine, cost)  # type: ignore[union-attr]
         return partial(self._slope_by_autograd, context)
 
     def _slope_by_autograd(
