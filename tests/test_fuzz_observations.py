@@ -257,6 +257,13 @@ def test_an_observation_is_acted_on_or_refused_in_one_line(agents, case, use):
         np.testing.assert_array_equal(controller.act(good).env_action, other.act(good).env_action)
 
 
+def test_a_list_of_views_is_not_copied_into_more_memory_than_there_is(agents):
+    controller = agents("vector", "vector").controller(num_envs=2)
+    view = np.broadcast_to(np.float32(0), (2**20, 2**20))
+    with pytest.raises(ConfigError, match="holds more than 134217728 numbers"):
+        controller.set_task(ami.Task(goal=[view, [view]], mode="react"))
+
+
 @pytest.mark.parametrize("done", [[0.0, [1.0]], Odd(MemoryError), "yes", [True, 1]])
 def test_a_mask_of_done_episodes_is_bools_or_is_refused(agents, done):
     controller = agents("vector", "vector").controller(num_envs=2)

@@ -302,6 +302,18 @@ def _label(what: str, path: Path) -> str:
     return what + (f" {'/'.join(map(str, path))!r}" if path else "")
 
 
+MAX_COPIED = 2**27
+"""Most numbers that are copied out of lists into one array."""
+
+
+def _numbers_in_lists(part: Any) -> int:
+    """Numbers of all arrays in nested lists, which a conversion copies: an array may be a view that
+    repeats a few of them."""
+    if isinstance(part, (list, tuple)):
+        return sum(map(_numbers_in_lists, part))
+    return prod(part.shape) if isinstance(part, (np.ndarray, Tensor)) else 0
+
+
 def _array(part: Any, space: Space, label: str) -> np.ndarray:
     """The part as an array of numbers that the space's dtype can hold."""
     if isinstance(part, Tensor) and (part.layout != torch.strided or part.is_quantized):
@@ -312,7 +324,11 @@ def _array(part: Any, space: Space, label: str) -> np.ndarray:
         if isinstance(part, Tensor):
             dense = part.detach().cpu()
             part = (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
+        if isinstance(part, (list, tuple)) and _numbers_in_lists(part) > MAX_COPIED:
+            raise ConfigError(f"the {label} holds more than {MAX_COPIED} numbers")
         array = np.asarray(part)
+    except ConfigError:
+        raise
     except Exception:  # whatever the conversion of an object of any kind raises
         raise ConfigError(f"the {label} is {_describe(part)}, not an array of numbers") from None
     is_integer = _dtype(space).kind != "f"
