@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ami_agent.adapters.env import EnvironmentSpec
-from ami_agent.adapters.spaces import Interface
+from ami_agent.adapters.spaces import Interface, to_array
 from ami_agent.arguments import check_count
 from modules.actor.adaptive import PlanEnergyPredictor
 from modules.actor.planning import RolloutEvaluator
@@ -353,7 +353,7 @@ class Controller:
     def _mask(self, done: Any) -> Tensor:
         expected_shape: tuple[int, ...] = () if self.num_envs is None else (self.num_envs,)
         try:
-            mask = done.detach().cpu().numpy() if isinstance(done, Tensor) else np.asarray(done)
+            mask = to_array(done)
         except Exception:  # whatever the conversion of an object of any kind raises
             raise ConfigError(
                 f"done is a {type(done).__name__}; it must be bool of shape {expected_shape}"

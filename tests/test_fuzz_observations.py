@@ -22,7 +22,7 @@ import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import build
 from modules.types import ConfigError
-from tests.fuzz import fuzzed
+from tests.fuzz import fuzzed, within_seconds
 
 IMAGE = spaces.Box(0, 255, (16, 16, 3), np.uint8)
 SPACES = {
@@ -112,6 +112,13 @@ def deep(depth: int) -> list[Any]:
     return found
 
 
+def doubled(times: int, found: list[Any]) -> list[Any]:
+    """A list of 2 ** times lists, in few bytes."""
+    for _ in range(times):
+        found = [found, found]
+    return found
+
+
 DTYPES = ["f2", "f4", "f8", "i1", "u1", "i4", "i8", "u8", "?", "c8", "U3", "S3", "O", "M8[s]",
           "m8[s]", "V4", "g"]  # fmt: skip
 SHAPES = [
@@ -160,6 +167,7 @@ others = st.one_of(
         np.broadcast_to(np.float32(0), (2**20, 2**10)), np.zeros(3, ">f4"), np.random,
     ]),
     st.builds(loop), st.sampled_from([3, 40, 5000]).map(deep),
+    st.builds(doubled, st.sampled_from([3, 40]), st.sampled_from([[], [0.0]])),
     st.sampled_from([ValueError, KeyError, RecursionError, MemoryError]).map(Odd),
 )  # fmt: skip
 leaves = st.one_of(arrays, tensors, others)
@@ -257,11 +265,16 @@ def test_an_observation_is_acted_on_or_refused_in_one_line(agents, case, use):
         np.testing.assert_array_equal(controller.act(good).env_action, other.act(good).env_action)
 
 
-def test_a_list_of_views_is_not_copied_into_more_memory_than_there_is(agents):
+VIEW = np.broadcast_to(np.float32(0), (2**20, 2**20))
+
+
+@pytest.mark.parametrize("lists", [[VIEW, [VIEW]], doubled(40, [0.0]), doubled(40, [])])
+def test_lists_of_more_than_there_is_memory_for_are_refused(agents, lists):
     controller = agents("vector", "vector").controller(num_envs=2)
-    view = np.broadcast_to(np.float32(0), (2**20, 2**20))
-    with pytest.raises(ConfigError, match="holds more than 134217728 numbers"):
-        controller.set_task(ami.Task(goal=[view, [view]], mode="react"))
+    with within_seconds(), pytest.raises(ConfigError, match="goal is lists of too many numbers"):
+        controller.set_task(ami.Task(goal=lists, mode="react"))
+    with within_seconds(), pytest.raises(ConfigError, match="must be bool of shape"):
+        controller.reset(lists)
 
 
 @pytest.mark.parametrize("done", [[0.0, [1.0]], Odd(MemoryError), "yes", [True, 1]])

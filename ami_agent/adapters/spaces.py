@@ -302,16 +302,34 @@ def _label(what: str, path: Path) -> str:
     return what + (f" {'/'.join(map(str, path))!r}" if path else "")
 
 
-MAX_COPIED = 2**27
-"""Most numbers that are copied out of lists into one array."""
+MAX_COPIED, ITEM_COST, MAX_AXES = 2**27, 128, 64
+"""Most numbers that are copied out of lists into one array; how many of them the work for one item
+of a list counts for; and the most axes of an array."""
 
 
-def _numbers_in_lists(part: Any) -> int:
-    """Numbers of all arrays in nested lists, which a conversion copies: an array may be a view that
-    repeats a few of them."""
-    if isinstance(part, (list, tuple)):
-        return sum(map(_numbers_in_lists, part))
-    return prod(part.shape) if isinstance(part, (np.ndarray, Tensor)) else 0
+def to_array(part: Any) -> np.ndarray:
+    """A tensor, an array or lists of them as one array. ConfigError for lists of too much: an array
+    in one may be a view that repeats a few numbers, and a list may hold another many times. Raises
+    whatever else the conversion of an object of any kind raises."""
+    if isinstance(part, Tensor):
+        dense = part.detach().cpu()
+        return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
+    if isinstance(part, (list, tuple)) and _copying_cost(part) > MAX_COPIED:
+        raise ConfigError("lists of too many numbers; it must be one array")
+    return np.asarray(part)
+
+
+def _copying_cost(part: Any, depth: int = MAX_AXES) -> int:
+    """How many numbers a conversion of nested lists copies, and its work for items; counted no
+    further than MAX_COPIED."""
+    if not (isinstance(part, (list, tuple)) and depth):
+        return prod(part.shape) if isinstance(part, (np.ndarray, Tensor)) else 0
+    cost = 0
+    for item in part:
+        cost += ITEM_COST + _copying_cost(item, depth - 1)
+        if cost > MAX_COPIED:
+            break
+    return cost
 
 
 def _array(part: Any, space: Space, label: str) -> np.ndarray:
@@ -321,14 +339,9 @@ def _array(part: Any, space: Space, label: str) -> np.ndarray:
     if np.ma.isMaskedArray(part):
         raise ConfigError(f"the {label} is a masked array; it must be a plain one")
     try:
-        if isinstance(part, Tensor):
-            dense = part.detach().cpu()
-            part = (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
-        if isinstance(part, (list, tuple)) and _numbers_in_lists(part) > MAX_COPIED:
-            raise ConfigError(f"the {label} holds more than {MAX_COPIED} numbers")
-        array = np.asarray(part)
-    except ConfigError:
-        raise
+        array = to_array(part)
+    except ConfigError as error:
+        raise ConfigError(f"the {label} is {error}") from None
     except Exception:  # whatever the conversion of an object of any kind raises
         raise ConfigError(f"the {label} is {_describe(part)}, not an array of numbers") from None
     is_integer = _dtype(space).kind != "f"
