@@ -5,6 +5,7 @@ change of behaviour is declared by `python -m tests.test_golden`, which writes t
 import json
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,11 @@ from tests.conftest import small
 
 FILE = Path(__file__).with_name("golden.json")
 SHIPPED = Path(__file__).parents[1] / "runs" / "reference" / "two-rooms"
-TOLERANCE = 1e-4
-"""Relative: other processors round differently in the last digits."""
+TOLERANCE = 1e-3
+"""Relative: other processors round in another way, and Adam turns the sign of a gradient near 0
+into a whole step."""
+TOLERANCES = {"finetune_dynamics loss": 0.05, "distill_policy loss": 0.05}
+"""These stages learn from plans, and rounding may choose another candidate as the plan."""
 
 
 def cartpole() -> ami.Config:
@@ -43,11 +47,24 @@ RECIPES = {
 }
 
 
-def weights(config: ami.Config, out: Path) -> list[float]:
-    """Sum and sum of squares of all parameters after a training of a few updates."""
+def training(config: ami.Config, out: Path) -> dict[str, float]:
+    """What a training of a few updates ends with: the losses of its stages, and sums over all
+    parameters."""
     agent = train(small(config), out=out)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    found = {
+        f"{row['stage']} {name}": value
+        for row in rows
+        for name, value in row.items()
+        if name.split()[-1] == "loss"
+    }
     values = torch.cat([part.detach().double().flatten() for part in agent.parameters()])
-    return [float(values.sum()), float(values.square().sum())]
+    return {
+        **found,
+        "sum": float(values.sum()),
+        "sum of absolutes": float(values.abs().sum()),
+        "sum of squares": float(values.square().sum()),
+    }
 
 
 def rollout(mode: str, steps: int = 20) -> list[float]:
@@ -66,12 +83,22 @@ def rollout(mode: str, steps: int = 20) -> list[float]:
 
 
 def close_to(expected: list[float]):
-    return pytest.approx(expected, rel=TOLERANCE, abs=1e-5)
+    return pytest.approx(expected, rel=TOLERANCE, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_tiny_training_ends_with_the_golden_weights(name, tmp_path):
-    assert weights(RECIPES[name](), tmp_path / "run") == close_to(GOLDEN[name])
+def test_a_tiny_training_ends_with_the_golden_numbers(name, tmp_path):
+    found, golden = training(RECIPES[name](), tmp_path / "run"), GOLDEN[name]
+    # a sum of both signs is as uncertain as they are many
+    rounding = {"sum": TOLERANCE / 10 * golden["sum of absolutes"]}
+    assert found == {
+        key: pytest.approx(
+            value,
+            rel=TOLERANCES.get(key, TOLERANCE),
+            abs=rounding.get(key, 1e-6),
+        )
+        for key, value in golden.items()
+    }
 
 
 @pytest.mark.parametrize("mode", ["react", "plan", "auto"])
@@ -84,7 +111,9 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: weights(make(), Path(folder) / name) for name, make in RECIPES.items()}
+        found: dict[str, Any] = {
+            name: training(make(), Path(folder) / name) for name, make in RECIPES.items()
+        }
     found |= {mode: rollout(mode) for mode in ("react", "plan", "auto")}
     FILE.write_text(json.dumps(found, indent=1) + "\n")
 else:
