@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ami_agent import ablation
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.adapters.fault_tolerance import gl_hint
+from ami_agent.adapters.fault_tolerance import gl_hint, mujoco_hint
 from ami_agent.adapters.imports import choose_gl_backend, import_path
 from ami_agent.config import override
 from ami_agent.storage import checkpoint, run_dir
@@ -285,6 +285,18 @@ def test_a_backend_that_does_not_work_is_named():
     assert "set it to egl" in message
     assert "osmesa" in message
     assert not gl_hint(ValueError("no such key"))
+
+
+@pytest.mark.parametrize(("version", "is_named"), [("4.0.0", True), ("3.3.7", False)])
+def test_a_mujoco_that_a_package_does_not_work_with_is_named(monkeypatch, version, is_named):
+    pytest.importorskip("mujoco", reason="the hint is about an installed MuJoCo")
+    monkeypatch.setattr("importlib.metadata.version", {"mujoco": version}.__getitem__)
+    package = {"__name__": "gymnasium_robotics.utils.mujoco_utils"}
+    with pytest.raises(AssertionError) as failure:
+        exec("assert False", package)
+    hint = mujoco_hint(failure.value)
+    expected = " (mujoco 4.0.0 is installed, with which environments of gymnasium_robotics do not "
+    assert hint.startswith(expected) if is_named else hint == ""
 
 
 def test_options_are_read_back_from_a_run_folder_unchanged(tmp_path, tiny):

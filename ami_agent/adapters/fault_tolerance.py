@@ -21,6 +21,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from multiprocessing import connection
 from pathlib import Path
 from traceback import walk_tb
@@ -360,7 +362,27 @@ def _hint(method: str, error: BaseException) -> str:
     if method in RETURN_VALUES and ("to unpack" in text or "attribute 'items'" in text):
         return f" (Gymnasium's {method} returns {RETURN_VALUES[method]})"
     hints = (f" ({hint})" for fragment, hint in KNOWN_ERRORS.items() if fragment in text)
-    return next(hints, "") or gl_hint(error)
+    return next(hints, "") or mujoco_hint(error)
+
+
+MUJOCO_3_PACKAGES = ("gymnasium_robotics", "dm_control", "metaworld")
+"""Packages whose environments MuJoCo 4 breaks (gymnasium-robotics: Fetch, Hand and Kitchen)."""
+
+
+def mujoco_hint(error: BaseException) -> str:
+    """How to repair a MuJoCo of the wrong version, or its rendering; empty for other errors."""
+    packages = {
+        str(frame.f_globals.get("__name__")).partition(".")[0]
+        for frame, _ in walk_tb(error.__traceback__)
+    }
+    broken = next((package for package in MUJOCO_3_PACKAGES if package in packages), "")
+    installed = metadata.version("mujoco") if broken and find_spec("mujoco") else "0"
+    if int(installed.partition(".")[0]) < 4:
+        return gl_hint(error)
+    return (
+        f" (mujoco {installed} is installed, with which environments of {broken} do not work: pip "
+        "install 'mujoco<4')"
+    )
 
 
 def gl_hint(error: BaseException) -> str:

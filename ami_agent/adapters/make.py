@@ -153,7 +153,7 @@ def _make_checked(make_envs: Callable[..., VectorEnv], config: EnvConfig, *args:
         if faults.is_interrupt(error) or isinstance(error, faults.CallTimeout):
             raise
         raise faults.EnvCreationError(
-            f"{failed}: {faults.describe_error(error)}{faults.gl_hint(error)}"
+            f"{failed}: {faults.describe_error(error)}{faults.mujoco_hint(error)}"
         ) from error
 
 
