@@ -359,7 +359,7 @@ def test_results_are_written_to_a_pipe_as_to_a_file_and_change_nothing_else(tmp_
     write_json(tmp_path / "a.json", {"a": 1})
     assert precious.read_text() == "mine"
     link.symlink_to(target)
-    write_json(link, {"a": 1})
+    write_json(link, {"a": 1}, follow_links=True)
     assert link.is_symlink()
     assert json.loads(target.read_text()) == {"a": 1}
     os.mkfifo(pipe)
@@ -370,7 +370,7 @@ def test_results_are_written_to_a_pipe_as_to_a_file_and_change_nothing_else(tmp_
     assert pipe.is_fifo()
     reader, writer = os.pipe()
     cli.args.check_json_path(f"/dev/fd/{writer}")  # as /dev/stdout in a pipeline
-    write_json(Path(f"/dev/fd/{writer}"), {"a": 2})
+    write_json(Path(f"/dev/fd/{writer}"), {"a": 2}, follow_links=True)
     assert json.loads(os.read(reader, 100)) == {"a": 2}
     os.close(reader)
     os.close(writer)

@@ -233,9 +233,9 @@ import ami_agent.cli.main as cli
 from ami_agent.storage import run_dir
 from tests.kills import child, line
 written = run_dir.write_json
-def full(path, data):
+def full(path, data, follow_links):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-    written(path, data)
+    written(path, data, follow_links)
 run = sys.argv[2]
 ami.train(line(), out=run)
 run_dir.write_json = full

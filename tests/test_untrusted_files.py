@@ -25,6 +25,7 @@ from ami_agent import recipes
 from ami_agent.ablation.executors import Job, finished_metrics, read_results, run_job_logged
 from ami_agent.adapters.datasets import check_minari_files, from_run
 from ami_agent.adapters.env import behaviour_policy, rollout
+from ami_agent.cli.main import main
 from ami_agent.logger import RunLogger
 from ami_agent.probing.data import apply_perturbation
 from ami_agent.storage import checkpoint, files, run_dir
@@ -221,7 +222,7 @@ def test_no_writer_waits_for_a_special_file(kind, tmp_path):
         make(tmp_path / name)
     refused = pytest.raises((ConfigError, OSError), match=r"regular file|symbolic links")
     with pytest.raises(NotWritten, match=rf"file was not written: .*{message}"):
-        files.write_text(tmp_path / "file", "text")
+        files.write_text(tmp_path / "file", "text", follow_links=True)
     with refused:
         files.open_regular(tmp_path / "file", append=True)
     with refused:
@@ -240,6 +241,10 @@ def test_a_lock_and_a_log_change_nothing_outside_their_folder(tmp_path):
     (run / LOCK).symlink_to(precious)
     with pytest.raises(NotWritten, match="symbolic links"), locked(run):
         pass
+    (run / "metrics.jsonl").symlink_to(precious)
+    with pytest.raises(NotWritten, match="symbolic links"):
+        RunLogger(run, Console(quiet=True))
+    (run / "metrics.jsonl").unlink()
     (run / "events.out.tfevents.1").symlink_to(precious)
     os.mkfifo(run / "events.out.tfevents.2")
     (run / "events.out.tfevents.3").symlink_to("events.out.tfevents.3")
@@ -247,6 +252,26 @@ def test_a_lock_and_a_log_change_nothing_outside_their_folder(tmp_path):
         assert logger.position() == {"metrics.jsonl": 0}
         logger.rewind({"events.out.tfevents.1": 2, "events.out.tfevents.2": 0})
     assert precious.read_text() == "mine\n"
+
+
+def test_files_of_a_run_replace_links_and_a_linked_folder_for_pages_is_refused(tmp_path, capsys):
+    (precious := tmp_path / "precious").write_text("mine\n")
+    for link in (tmp_path / "eval.json", tmp_path / "loop"):
+        link.symlink_to(link if link.name == "loop" else precious)
+        run_dir.write_json(link, {"a": 1})
+        assert not link.is_symlink()
+        assert files.read_json(link) == {"a": 1}
+    assert precious.read_text() == "mine\n"
+    run, pages = tmp_path / "run", tmp_path / "pages"
+    shutil.copytree(SHIPPED, run)
+    pages.mkdir()
+    (run / "show").symlink_to(pages)
+    assert main(["show", str(run)]) == 2
+    assert (
+        "show is a symbolic link: name the folder for the page with --out"
+        in capsys.readouterr().err
+    )
+    assert not os.listdir(pages)
 
 
 def test_spaces_that_are_a_loop_of_links_are_not_taken_for_none(run):

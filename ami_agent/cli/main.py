@@ -66,7 +66,7 @@ def _load(
 
 def _write(path: str, results: Mapping[str, Any]) -> None:
     if path:
-        run_dir.write_json(Path(path), results)
+        run_dir.write_json(Path(path), results, follow_links=True)
 
 
 def _run_all(*steps: Callable[[], None]) -> None:
@@ -211,8 +211,11 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
         _write(flags.json, {**options, "summaries": [episode.summary for episode in recorded]})
         return
     print_line(console, f"The agent acts in {flags.episodes} episodes, and the viewer draws them.")
+    folder = Path(name) / "show"
+    if not flags.out and folder.is_symlink():
+        raise ConfigError(f"{folder} is a symbolic link: name the folder for the page with --out")
     page = show(
-        agent, env_config, Path(flags.out or Path(name) / "show"), selection,
+        agent, env_config, Path(flags.out or folder), selection,
         logger=ConsoleLogger(console), mp4=flags.mp4,
     )  # fmt: skip
     print_line(console, f"open {page}")

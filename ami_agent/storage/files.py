@@ -46,8 +46,8 @@ NO_READER = "it is a socket, or a pipe without a reader"
 def open_regular(path: Path, append: bool = False) -> BinaryIO:
     """The file, open for reading; to `append` to it, it is created if need be. ConfigError where it
     is missing, not readable, or a folder, a pipe, a socket or a device, which could block for ever;
-    OSError where nothing can be appended."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT if append else os.O_RDONLY
+    OSError where nothing can be appended, as to a symbolic link: what it leads to is not ours."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW if append else os.O_RDONLY
     try:
         with suppress(FileNotFoundError):
             _check_regular(path, os.stat(path))  # before it is opened
@@ -239,20 +239,27 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, follow_links: bool = False) -> Iterator[Path]:
     """Yields a new empty file beside `path`, which replaces `path` when the block ends, and is
-    removed if the block raises. Symbolic links are kept; a pipe that has a reader, a device, and a
-    file in a read-only folder are written directly. Raises NotWritten."""
-    target = Path(os.path.realpath(path))
+    removed if the block raises. A pipe that has a reader, a device, and a file in a read-only
+    folder are written directly. Raises NotWritten.
+
+    A symbolic link is replaced as a file is, so that a run folder of a stranger can't lead to other
+    files; to `follow_links`, where the user named the path itself, writes what the link leads to.
+    """
+    target = Path(os.path.realpath(path)) if follow_links else path
     draft = target.with_name(f".{secrets.token_hex(8)}{DRAFT}")  # the name may be as long as it can
     try:
         with writing(path):
             mode = 0
             with suppress(FileNotFoundError):
-                mode = os.stat(path).st_mode  # raises for a loop of links
-            if mode and not (stat.S_ISREG(mode) and os.access(target.parent, os.W_OK)):
+                # raises for a loop of links
+                mode = os.stat(path, follow_symlinks=follow_links).st_mode
+            is_replaced = stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+            if mode and not (is_replaced and os.access(target.parent, os.W_OK)):
                 # fails for a pipe without a reader, which would be waited for
-                handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                handle = os.open(path, flags if follow_links else flags | os.O_NOFOLLOW)
                 try:
                     yield path
                 finally:
@@ -266,15 +273,16 @@ def replacing(path: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Raises NotWritten."""
-    with replacing(path) as draft:
+def write_bytes(path: Path, data: bytes, follow_links: bool = False) -> None:
+    """Raises NotWritten. `follow_links`: as in `replacing`."""
+    with replacing(path, follow_links) as draft:
         draft.write_bytes(data)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8, surrogates (of file names) as escapes. Raises NotWritten."""
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+def write_text(path: Path, text: str, follow_links: bool = False) -> None:
+    """Writes UTF-8, surrogates (of file names) as escapes. Raises NotWritten. `follow_links`: as in
+    `replacing`."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), follow_links)
 
 
 def clean(folder: Path) -> None:

@@ -49,9 +49,10 @@ CHANGEABLE = ("env.step_timeout ", "eval_env.step_timeout ")
 """Settings that may differ on a resume: they don't change the result."""
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all. Raises NotWritten."""
-    files.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, data: Mapping[str, Any], follow_links: bool = False) -> None:
+    """Writes a JSON file, whole or not at all. Raises NotWritten. `follow_links`: as in
+    `files.replacing`."""
+    files.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n", follow_links)
 
 
 def read_json(path: Path) -> Any:
