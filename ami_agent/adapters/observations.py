@@ -307,14 +307,14 @@ def _image_conversion(
     summary = f"image, {height}x{width}, {frames_text}{channels_text}, {space.dtype}, {order}"
     image_shape = (frames * channels, height, width)
     if space.dtype not in (np.uint8, np.bool_):
-        shaped = partial(to_floats, shape=image_shape, last=last, origin=_origin(space))
+        shaped = partial(to_floats, shape=image_shape, last=last, origin=image_origin(space))
         return ModalitySpec(image_shape), shaped, summary
     is_plain = space.dtype == np.uint8 and not last and space.shape == image_shape
     convert = as_bytes if is_plain else partial(to_bytes, shape=image_shape, last=last)
     return ModalitySpec(image_shape, torch.uint8), convert, summary
 
 
-def _origin(space: spaces.Box) -> np.ndarray | None:
+def image_origin(space: spaces.Box) -> np.ndarray | None:
     """Subtracted from the numbers of an image whose range is narrow beside their size, so that
     float32 would round their differences."""
     if np.can_cast(space.dtype, np.float32) or space.dtype == np.uint64:

@@ -100,12 +100,14 @@ class RunFolderFlags(CommandFlags):
 
 ALIASES = {"--env.id": "--env", "--env.import": "--import"}
 """Flags of `train`, and what they are called where a run folder is read."""
+TRAIN_ALIASES = {"--data": "--data.path"}
+"""Short forms of flags of `train`."""
 
 
-def resolve_aliases(argv: Sequence[str]) -> list[str]:
-    """The flags by the names that they have for a run folder."""
+def resolve_aliases(argv: Sequence[str], aliases: Mapping[str, str] = ALIASES) -> list[str]:
+    """The flags by the names that they have for a run folder, or by those of `aliases`."""
     split = [arg.partition("=") for arg in argv]
-    return [ALIASES.get(flag, flag) + sign + value for flag, sign, value in split]
+    return [aliases.get(flag, flag) + sign + value for flag, sign, value in split]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,7 @@ def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[
     """The settings of a recipe, and the flags that are left. The recipe is one of AMI's or a
     function of the user's, FILE.py:FUNCTION; a recipe for any environment takes from the flags
     which environment (`--env.id ID`). Flags that name the class of a component are taken too."""
-    files, argv = _split_imports(argv)
+    files, argv = _split_imports(args.resolve_aliases(argv, args.TRAIN_ALIASES))
     allow_components(files)
     if ".py:" in name:
         config = call_function(name, "the Config of a recipe")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from ami_agent.adapters.datasets import EpisodeDataset, from_minari, from_run
 from ami_agent.adapters.env import (
     ActFn,
     EnvAdapter,
@@ -23,6 +22,10 @@ from ami_agent.adapters.env import (
 from ami_agent.adapters.fault_tolerance import WorkerDied
 from ami_agent.adapters.make import Options
 from ami_agent.agent import Agent
+from ami_agent.data.dataset import EpisodeDataset
+from ami_agent.data.minari import from_minari
+from ami_agent.data.reader import open_dataset
+from ami_agent.data.runs import from_run
 from ami_agent.evaluation.policies import (
     EnvGoals,
     EpisodeStart,
@@ -98,6 +101,14 @@ class LoadDataset(Stage):
     """Fills the replay buffer with the episodes of a dataset, in place of collecting steps in the
     environment."""
 
+    path: str = ""
+    """Recorded episodes, by what lies there: a .npz file as OGBench's, an HDF5 file (robomimic,
+    stable-worldmodel, D4RL), a folder of .npz files, one an episode, or a run that kept its replay
+    buffer; or the id of a Minari dataset. `--data PATH` says the same."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """Which columns of the file are observations, actions, rewards and terminated, as pairs ROLE
+    NAME, where their names do not say so. A+B joins two vectors to one, and observations/PART is
+    part PART of a Dict observation."""
     minari: str = ""
     """Id of a Minari dataset on this machine."""
     run: str = ""
@@ -105,11 +116,15 @@ class LoadDataset(Stage):
     steps: int = 0
     """Steps to keep, one between every two episodes included; of a longer dataset, the last ones.
     0: all."""
+    in_memory: Literal["auto", "yes", "no"] = "auto"
+    """Whether the replay buffer is held in memory, or in a file of the run folder that is read as
+    it is needed; by default in a file where it would take more than half of the free memory."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, steps=STEPS)
-        if self.minari and self.run:
-            raise ConfigError(f"data are of minari {self.minari} or of run {self.run}, not both")
+        named = {"path": self.path, "minari": self.minari, "run": self.run}
+        if len(given := [f"{name} {value}" for name, value in named.items() if value]) > 1:
+            raise ConfigError(f"data are of {given[0]} or of {given[1]}, not both")
 
     @property
     def num_envs(self) -> int:
@@ -126,8 +141,10 @@ class LoadDataset(Stage):
 
     def dataset(self, env: EnvAdapter) -> EpisodeDataset:
         """The dataset; ConfigError where it is not of such an environment."""
+        if self.path:
+            return open_dataset(self.path, self.keys, env)
         if not (self.minari or self.run):
-            raise ConfigError("recorded data need a name: minari or run")
+            raise ConfigError("recorded data need a place: --data PATH")
         return from_minari(self.minari, env) if self.minari else from_run(self.run, env)
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:

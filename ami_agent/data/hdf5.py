@@ -1,0 +1,230 @@
+"""HDF5 files, read as data: every array lies in the file itself and on the disk. Layouts: a group
+for each episode (robomimic), and rows one behind the other (`flat`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ami_agent.data.flat import FlatRecording, kind_of
+from ami_agent.data.npz import RowReader
+from ami_agent.data.recording import (
+    ACTIONS,
+    OBSERVATIONS,
+    WHOLE,
+    Column,
+    Episode,
+    KeyChooser,
+    Keys,
+    Recording,
+    check_lengths,
+    empty,
+    flags,
+    join,
+)
+from ami_agent.storage import files
+from modules.types import ConfigError
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+MAX_COMPRESSION, MIN_CHECKED_SIZE = 2000, 64 * 1024
+"""Bytes of an array for each byte on disk, more than deflate can save; and the size of an array, in
+bytes, from which on this is checked."""
+CANT_READ = "can't be read"
+DEMO = re.compile(r"data/(demo_\d+)/(.+)")
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[Any]:
+    """The file, for reading; ConfigError where it is none, or h5py is not installed."""
+    if find_spec("h5py") is None:
+        raise ConfigError(f"{path} is an HDF5 file, and h5py is not installed: pip install h5py")
+    import h5py  # comes with the extra of Minari
+
+    with files.one_line_errors(path, CANT_READ):
+        files.open_regular(path).close()
+        file = h5py.File(path, "r")
+    with file:
+        yield file
+
+
+def checked_arrays(path: Path, file: Any) -> dict[str, Any]:
+    """Every array of an open file by its name; ConfigError where the file refers to others, or has
+    arrays that are not on the disk."""
+    found = {}
+    for name, array in _arrays(file):
+        disk_size = array.id.get_storage_size()
+        if array.is_virtual or array.external:
+            raise ConfigError(f"{path}: {name} lies in another file")
+        if array.nbytes > max(MIN_CHECKED_SIZE, MAX_COMPRESSION * disk_size):
+            raise ConfigError(
+                f"{path}: {name} claims {array.nbytes} bytes, and {disk_size} are on the disk"
+            )
+        found[name.lstrip("/")] = array
+    return found
+
+
+def _arrays(group: Any, depth: int = files.MAX_DEPTH) -> Iterator[tuple[str, Any]]:
+    import h5py
+
+    for name in group:
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink) or not depth:
+            raise ConfigError(f"{group.file.filename}: {group.name}/{name} is a link elsewhere")
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            yield from _arrays(item, depth - 1)
+        elif isinstance(item, h5py.Dataset):
+            yield item.name, item
+
+
+def from_hdf5(path: Path, chosen: Mapping[str, str]) -> Recording:
+    """The episodes of an HDF5 file; ConfigError for a layout that is not known."""
+    with open_hdf5(path) as file, files.one_line_errors(path, CANT_READ):
+        arrays = checked_arrays(path, file)
+        columns = {
+            name: Column(array.shape[1:], array.dtype)
+            for name, array in arrays.items()
+            if array.shape and array.dtype.kind != "O"  # texts of any length
+        }
+        rows = {name: len(arrays[name]) for name in columns}
+    if any(DEMO.fullmatch(name) for name in columns):
+        return DemoRecording(path, chosen, columns, rows)
+    if not any("/" not in name for name in columns):
+        groups = ", ".join(dict.fromkeys(name.partition("/")[0] for name in columns)) or "nothing"
+        raise ConfigError(
+            f"{path} has an unknown layout: it holds {groups[:200]}, and neither rows one behind "
+            "the other nor data/demo_0"
+        )
+    table = Hdf5Table(path, columns, rows)
+    return FlatRecording(table, chosen, kind_of(columns, "HDF5"))
+
+
+class Hdf5Table:
+    """Arrays of an HDF5 file with one row for each step."""
+
+    def __init__(self, path: Path, columns: dict[str, Column], rows: dict[str, int]) -> None:
+        self.path, self.label, self.columns, self.rows = path, str(path), columns, rows
+
+    def whole(self, name: str) -> np.ndarray:
+        with self.reader() as read:
+            return read(name, self.rows[name])
+
+    @contextmanager
+    def reader(self, first: int = 0) -> Iterator[RowReader]:
+        with open_hdf5(self.path) as file:
+            positions: dict[str, int] = {}
+
+            def read(name: str, count: int) -> np.ndarray:
+                return join([read_one(part, count) for part in name.split("+")])
+
+            def read_one(name: str, count: int) -> np.ndarray:
+                start = positions.get(name, first)
+                positions[name] = start + count
+                return _read(self.path, file[name], self.columns[name], start, count)
+
+            yield read
+
+
+def _read(path: Path, array: Any, column: Column, start: int, count: int) -> np.ndarray:
+    """Rows of an array; ConfigError where it has fewer, or was replaced by another."""
+    with files.one_line_errors(path, CANT_READ):
+        if Column(array.shape[1:], array.dtype) != column or start + count > len(array):
+            raise ConfigError(f"{path}: {array.name} has changed")
+        found = empty(count, column, f"{path}: {array.name}")
+        if found.size:
+            array.read_direct(found, np.s_[start : start + count])
+        return found.astype(column.dtype.newbyteorder("="), copy=False)
+
+
+class DemoRecording(Recording):
+    """robomimic's layout: a group `data/demo_i` for each episode, of N rows of `actions`, `obs/*`
+    and, where they are there, `rewards`, `dones` and `next_obs/*`. Without `next_obs` an episode
+    has N - 1 steps. Where the last row of `dones` is 1, the episode terminates."""
+
+    layout = "HDF5, a group for each episode as robomimic's"
+
+    def __init__(
+        self, path: Path, chosen: Mapping[str, str], columns: dict[str, Column],
+        rows: dict[str, int],
+    ) -> None:  # fmt: skip
+        self.path, self.label = path, str(path)
+        demos: dict[str, dict[str, int]] = {}  # the rows of each column
+        for name, count in rows.items():
+            if match := DEMO.fullmatch(name):
+                demos.setdefault(match[1], {})[match[2]] = count
+        self._demos = sorted(demos, key=lambda demo: int(demo.rpartition("_")[2]))
+        first = f"data/{self._demos[0]}/"
+        own = {n.removeprefix(first): c for n, c in columns.items() if n.startswith(first)}
+        obs = {n.removeprefix("obs/"): c for n, c in own.items() if n.startswith("obs/")}
+        keys = self._choose(chosen, obs, own)
+        flat = {**obs, **{n: c for n, c in own.items() if "/" not in n and n != "dones"}}
+        self._set_columns(flat, keys)
+        parts = [name for key in keys.obs.values() for name in key.split("+")]
+        self._next = all(f"next_obs/{name}" in own for name in parts)
+        self.extra = {}  # robomimic's further rows have none for the last observation
+        self._columns = {
+            **{f"obs/{name}": obs[name] for name in parts},
+            **({f"next_obs/{name}": obs[name] for name in parts} if self._next else {}),
+            **{name: own[name] for key in keys[1:] if key for name in key.split("+")},
+            **({"dones": own["dones"]} if "dones" in own else {}),
+        }
+        lengths = [self._length(demo, demos[demo], columns) for demo in self._demos]
+        self.lengths = check_lengths(self.label, np.array(lengths))
+
+    def _choose(
+        self, chosen: Mapping[str, str], obs: Mapping[str, Column], own: Mapping[str, Column]
+    ) -> Keys:
+        """All observations of the group by name, a single one as a whole, unless the user chooses."""
+        others = {n: c for n, c in own.items() if "/" not in n}
+        if not any(role.startswith(OBSERVATIONS) for role in chosen) and obs:
+            parts = {name: name for name in obs} if len(obs) > 1 else {WHOLE: next(iter(obs))}
+            plain = {**others, OBSERVATIONS: others.get(ACTIONS, next(iter(obs.values())))}
+            return KeyChooser(self.label, chosen).keys(plain)._replace(obs=parts)
+        return KeyChooser(self.label, chosen).keys({**obs, **others})
+
+    def _length(self, demo: str, rows: Mapping[str, int], columns: Mapping[str, Column]) -> int:
+        """The steps of an episode; ConfigError where its columns are not those of the first."""
+        label, num_rows = f"{self.path}: data/{demo}", rows.get(self.keys.actions.split("+")[0], 0)
+        for name, column in self._columns.items():
+            found = columns.get(f"data/{demo}/{name}")
+            if found != column:
+                raise ConfigError(f"{label}/{name} is {found or 'missing'}; it must be {column}")
+            if rows[name] != num_rows:
+                raise ConfigError(f"{label}/{name} has {rows[name]} rows, and actions {num_rows}")
+        return num_rows - (not self._next)
+
+    def episodes(self, first: int = 0, extra: bool = False) -> Iterator[Episode]:
+        with open_hdf5(self.path) as file:
+            for demo, steps in zip(self._demos[first:], self.lengths[first:].tolist(), strict=True):
+                with files.one_line_errors(self.path, CANT_READ):
+                    episode = self._episode(file[f"data/{demo}"], steps)
+                yield episode
+
+    def _episode(self, group: Any, steps: int) -> Episode:
+        def read(prefix: str, key: str, start: int, count: int) -> np.ndarray:
+            return join([
+                _read(self.path, group[prefix + name], self._columns[prefix + name], start, count)
+                for name in key.split("+")
+            ])  # fmt: skip
+
+        keys, obs = self.keys, {}
+        for part, key in keys.obs.items():
+            obs[part] = read("obs/", key, 0, steps + (not self._next))
+            if self._next:
+                obs[part] = np.concatenate([obs[part], read("next_obs/", key, steps - 1, 1)])
+        rewards, terminated = np.zeros(steps), np.zeros(steps, bool)
+        if keys.rewards:
+            rewards = read("", keys.rewards, 0, steps)
+        if keys.terminated:
+            label = f"{group.name}/{keys.terminated}"
+            terminated = flags(label, read("", keys.terminated, 0, steps))
+        elif "dones" in self._columns:  # 1 at every success, in some files
+            label = f"{group.name}/dones"
+            terminated[-1] = flags(label, read("", "dones", 0, steps))[-1]
+        return Episode(obs, read("", keys.actions, 0, steps), rewards, terminated, {})

@@ -1,0 +1,242 @@
+"""Recorded episodes as the files of others hold them: in the environment's units, one episode at a
+time. Every layout has a reader that is a `Recording`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from ami_agent.resources import available_memory, format_bytes
+from modules.types import ConfigError
+
+WHOLE = ""
+"""The name of an observation that is a single array."""
+OBSERVATIONS, ACTIONS, REWARDS, TERMINATED = "observations", "actions", "rewards", "terminated"
+ROLES = (OBSERVATIONS, ACTIONS, REWARDS, TERMINATED)
+"""What a column of numbers can be."""
+NUMERIC_KINDS = "biuf"
+"""Kinds of NumPy arrays that hold numbers: booleans, integers, floats."""
+CHECKED_FROM = 2**26
+"""Bytes of an array from which on it is compared with the free memory before it is allocated."""
+
+COMMON_NAMES: Mapping[str, Sequence[str]] = {
+    OBSERVATIONS: ("observations", "observation", "obs", "pixels", "state", "states"),
+    ACTIONS: ("actions", "action"),
+    REWARDS: ("rewards", "reward"),
+    TERMINATED: ("terminated", "terminations"),
+}
+"""The names that columns have in the files of others, by role."""
+
+
+class Column(NamedTuple):
+    """An array with one row for each step."""
+
+    shape: tuple[int, ...]  # of one row
+    dtype: np.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+
+class Episode(NamedTuple):
+    """One episode of T steps, in the environment's units."""
+
+    obs: Mapping[str, np.ndarray]  # each [T + 1, *O], by name; `WHOLE` where there is but one
+    actions: np.ndarray  # [T, *A]
+    rewards: np.ndarray  # [T]; zeros where none were recorded
+    terminated: np.ndarray  # [T] bool: the environment's own end, not a time limit
+    extra: Mapping[str, np.ndarray]  # further columns, each [T + 1, ...]; empty unless requested
+
+
+class Recording:
+    """The episodes at one place. Opening one reads what describes them and no step."""
+
+    label: str
+    """What messages call it: `dataset ID`, or a path."""
+    layout: str
+    """The layout in words."""
+    lengths: np.ndarray
+    """`[E]` int64: the steps of each episode."""
+    obs: Mapping[str, Column]
+    """The parts of an observation by name, as in `Episode`."""
+    actions: Column
+    extra: Mapping[str, Column]
+    """Further columns with a row for each observation."""
+    keys: Keys
+    """Which columns of the file these are."""
+
+    def episodes(self, first: int = 0, extra: bool = False) -> Iterator[Episode]:
+        """The episodes from `first` on, in order; ConfigError for one that can't be read. `extra`:
+        with the further columns."""
+        raise NotImplementedError
+
+    @property
+    def num_steps(self) -> int:
+        return int(self.lengths.sum())
+
+    def _set_columns(self, columns: Mapping[str, Column], keys: Keys) -> None:
+        """Sets what describes the columns; further ones are those of `columns` with numbers."""
+        self.keys = keys
+        self.obs = {part: joined(self.label, key, columns) for part, key in keys.obs.items()}
+        self.actions = joined(self.label, keys.actions, columns)
+        for key in filter(None, keys[2:]):
+            joined(self.label, key, columns)
+        used = {*keys.names}
+        self.extra = {
+            name: column
+            for name, column in columns.items()
+            if name not in used and column.dtype.kind in NUMERIC_KINDS
+        }
+
+
+class Keys(NamedTuple):
+    """Which columns of a file hold what; several joined by + are one vector."""
+
+    obs: Mapping[str, str]  # by the name of the part, as in `Episode`
+    actions: str
+    rewards: str  # empty where there are none, as the next
+    terminated: str
+
+    @property
+    def all(self) -> list[str]:
+        return [key for key in (*self.obs.values(), *self[1:]) if key]
+
+    @property
+    def names(self) -> list[str]:
+        """The single columns."""
+        return [name for key in self.all for name in key.split("+")]
+
+    def by_role(self) -> dict[str, str]:
+        """The keys by what the user calls them in `--data.keys`."""
+        obs = {f"{OBSERVATIONS}/{part}".rstrip("/"): key for part, key in self.obs.items()}
+        others = dict(zip(ROLES[1:], self[1:], strict=True))
+        return {**obs, **{role: key for role, key in others.items() if key}}
+
+
+class KeyChooser:
+    """Finds which column of a file is what: the user's choice (`--data.keys ROLE NAME`), or the
+    common name that is there. `observations` may be several columns joined by +, which become one
+    vector, and `observations/PART` is a part of a Dict observation."""
+
+    def __init__(self, label: str, chosen: Mapping[str, str]) -> None:
+        self.label, self.chosen = label, chosen
+        for role in chosen:
+            if role not in ROLES and not role.startswith(f"{OBSERVATIONS}/"):
+                raise ConfigError(
+                    f"--data.keys names {role!r}; there are {', '.join(ROLES)}, and "
+                    f"{OBSERVATIONS}/PART for a part of a Dict observation"
+                )
+
+    def keys(self, columns: Mapping[str, Column]) -> Keys:
+        """ConfigError where there are no observations or no actions."""
+        return Keys(
+            self._obs(columns), self._require(ACTIONS, columns),
+            self._find(REWARDS, columns), self._find(TERMINATED, columns),
+        )  # fmt: skip
+
+    def _find(self, role: str, columns: Mapping[str, Column]) -> str:
+        """The column of that role, several joined by +; empty where there is none."""
+        if role in self.chosen:
+            for name in self.chosen[role].split("+"):
+                self._check_name(name, columns)
+            return self.chosen[role]
+        found = [name for name in COMMON_NAMES[role] if name in columns]
+        if len(found) > 1:
+            raise ConfigError(
+                f"{self.label} holds {' and '.join(found)}: choose one of them "
+                f"(--data.keys {role} {found[0]})"
+            )
+        return found[0] if found else ""
+
+    def _obs(self, columns: Mapping[str, Column]) -> dict[str, str]:
+        """The columns of the parts of an observation, by part: those that the user names, those
+        that are called `observations/PART`, or a single one."""
+        prefix = f"{OBSERVATIONS}/"
+        parts = {role.removeprefix(prefix): name for role, name in self.chosen.items()
+                 if role.startswith(prefix)}  # fmt: skip
+        for name in parts.values():
+            self._check_name(name, columns)
+        if not parts and OBSERVATIONS not in self.chosen:
+            parts = {n.removeprefix(prefix): n for n in columns if n.startswith(prefix)}
+        if parts:
+            return parts
+        return {WHOLE: self._require(OBSERVATIONS, columns)}
+
+    def _require(self, role: str, columns: Mapping[str, Column]) -> str:
+        """As `_find`; ConfigError where there is none."""
+        if name := self._find(role, columns):
+            return name
+        raise ConfigError(
+            f"{self.label} holds no {role}, but {_listed(columns)}: name the column that is "
+            f"(--data.keys {role} NAME)"
+        )
+
+    def _check_name(self, name: str, columns: Mapping[str, Column]) -> None:
+        if name not in columns:
+            raise ConfigError(f"{self.label} holds no {name!r}, but {_listed(columns)}")
+
+
+def _listed(names: Mapping[str, Column]) -> str:
+    shown = list(names)[:20]
+    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "") or "nothing"
+
+
+def joined(label: str, name: str, columns: Mapping[str, Column]) -> Column:
+    """The column that several, joined by + in `name`, are together: their vectors one behind the
+    other; or the single one of that name. ConfigError for columns without numbers, or that can't
+    be joined."""
+    parts = [columns[part] for part in name.split("+")]
+    for part, column in zip(name.split("+"), parts, strict=True):
+        if column.dtype.kind not in NUMERIC_KINDS:
+            raise ConfigError(f"{label}: {part} is {column}; it must hold numbers")
+    if len(parts) == 1:
+        return parts[0]
+    if any(len(part.shape) != 1 for part in parts):
+        raise ConfigError(f"{label}: only vectors can be joined, and {name} are not all vectors")
+    dtype = np.result_type(*(part.dtype for part in parts))
+    return Column((sum(part.shape[0] for part in parts),), dtype)
+
+
+def join(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Vectors `[T, N]` one behind the other, or the single array."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
+
+
+def empty(rows: int, column: Column, label: str) -> np.ndarray:
+    """A new array of so many rows in native byte order; ConfigError where it would not fit into
+    the free memory."""
+    size = rows * column.row_bytes
+    if size >= CHECKED_FROM:
+        free = available_memory()
+        if free is not None and size > free:
+            raise ConfigError(
+                f"{label} would take {format_bytes(size)} of memory at once, and "
+                f"{format_bytes(free)} are free"
+            )
+    return np.empty((rows, *column.shape), column.dtype)
+
+
+def flags(label: str, values: np.ndarray) -> np.ndarray:
+    """`[N]` numbers that are 0 or 1 -> bool; ConfigError for others."""
+    with suppress(TypeError):
+        if values.ndim == 1 and np.isin(values, (0, 1)).all():
+            return values.astype(bool)
+    shape = "" if values.ndim == 1 else f", of shape {values.shape}"
+    raise ConfigError(f"{label} holds others than 0 and 1{shape}")
+
+
+def check_lengths(label: str, lengths: np.ndarray) -> np.ndarray:
+    """The lengths of episodes; ConfigError where there are none, or one has no step."""
+    if not len(lengths):
+        raise ConfigError(f"{label} is empty")
+    if (lengths < 1).any():
+        raise ConfigError(f"{label}: episode {int(np.argmax(lengths < 1))} has no step")
+    return lengths.astype(np.int64)
