@@ -24,6 +24,7 @@ from ami_agent.adapters.imports import call_function
 from ami_agent.agent import Agent
 from ami_agent.bench import BENCHMARKS
 from ami_agent.cli import args
+from ami_agent.cli.data import data_command
 from ami_agent.config import Config
 from ami_agent.config_io import Settings
 from ami_agent.custom import allow_components, needs_files
@@ -325,6 +326,7 @@ COMMANDS: dict[str, tuple[Command, str, str]] = {
     "show": (show_command, "DIR", "draw its plans"),
     "ablate": (ablate_command, "RECIPE", "measure what each part is worth"),
     "probe": (probe_command, "DIR", "measure the representation"),
+    "data": (data_command, "COMMAND", "inspect, convert and make recorded episodes"),
     "bench": (bench_command, "[NAME]", "compare speed and learning with references"),
     "list": (list_command, "", "recipes, environments, components"),
 }
