@@ -15,7 +15,7 @@ from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.agent import Agent
 from ami_agent.config import Config, buffer_steps, build
 from ami_agent.config_io import flag_of
-from ami_agent.resources import check_memory, format_bytes
+from ami_agent.resources import available_memory, check_memory, format_bytes
 from ami_agent.training.actor_critic import ActorCriticStage
 from modules.actor.planning.gradient import MAX_EVALUATIONS
 from modules.memory.replay_buffer import ReplayBuffer
@@ -65,6 +65,16 @@ def buffer_size(config: Config, spec: EnvironmentSpec) -> int:
     return config.collect.num_envs * ReplayBuffer.num_bytes(buffer_steps(config), example, stack)
 
 
+def is_in_file(config: Config, spec: EnvironmentSpec) -> bool:
+    """Whether the replay buffer of a run lies in a file: where its data are recorded, and more than
+    half of the free memory would be needed, or the user says so."""
+    data = config.collect
+    if not isinstance(data, training.LoadDataset) or data.in_memory == "yes":
+        return False
+    free = available_memory()
+    return data.in_memory == "no" or (free is not None and 2 * buffer_size(config, spec) > free)
+
+
 def describe_buffer(config: Config, spec: EnvironmentSpec) -> str:
     """The size of the replay buffer as a line: steps, modalities, bytes."""
     stack = config.env.frame_stack
@@ -75,7 +85,8 @@ def describe_buffer(config: Config, spec: EnvironmentSpec) -> str:
     frames = f" (one of {stack} frames; the stack is rebuilt when it is read)" if stack > 1 else ""
     steps = buffer_steps(config) * config.collect.num_envs
     size = format_bytes(buffer_size(config, spec))
-    return f"replay buffer: {steps:,} steps of {', '.join(parts)}{frames} = {size}"
+    where = ", in a file" if is_in_file(config, spec) else ""
+    return f"replay buffer: {steps:,} steps of {', '.join(parts)}{frames} = {size}{where}"
 
 
 def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Iterator[MemoryUse]:
@@ -89,11 +100,12 @@ def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
         "--num-reference-obs",
     )
     encoded = (buffer_steps(config) + 1) * config.collect.num_envs * state_bytes  # once, by stages
-    yield MemoryUse(
-        buffer_size(config, spec) + encoded,
-        "the replay buffer",
-        "--collect.num-envs, --collect.steps or --actor-critic.steps",
-    )
+    if not is_in_file(config, spec):
+        yield MemoryUse(
+            buffer_size(config, spec) + encoded,
+            "the replay buffer",
+            "--collect.num-envs, --collect.steps or --actor-critic.steps",
+        )
     graph, landmarks = config.actor.subgoals, config.find(training.SelectLandmarks)
     if landmarks and isinstance(graph, components.LandmarkGraphConfig):
         num_states = landmarks.num_candidates + landmarks.num_windows * (landmarks.length + 1)

@@ -25,10 +25,11 @@ from ami_agent.evaluation.evaluate import evaluation_metrics
 from ami_agent.interrupt import Interrupted, deferred, keyboard_interrupts
 from ami_agent.logger import Logger, RunLogger, one_line
 from ami_agent.probing.probe import describe_collapse, make_probe
-from ami_agent.sizing import describe_buffer
+from ami_agent.sizing import describe_buffer, is_in_file
 from ami_agent.storage import checkpoint, run_dir
 from ami_agent.storage.files import NotWritten, clean, locked, one_line_errors, remove_folder
-from ami_agent.storage.replay_files import Chunks, buffer_head
+from ami_agent.storage.mapped import zeros_in
+from ami_agent.storage.replay_files import Chunks, buffer_head, num_recorded
 from ami_agent.storage.run_dir import apply_new_settings, check_resumable
 from ami_agent.training import Stage, StageRun, distributed
 from ami_agent.training.base import with_prefixes, without_prefix
@@ -36,6 +37,7 @@ from ami_agent.training.collect import EPISODE_METRICS, describe_constant_reward
 from ami_agent.training.critics import longest_episode
 from ami_agent.training.optim import tune_malloc
 from ami_agent.validate import check_config
+from modules.memory.replay_buffer import ReplayBuffer
 from modules.types import ConfigError, DivergenceError
 
 LOG_EVERY = 50
@@ -181,10 +183,22 @@ class Trainer:
             logger.info(line)
         self.max_episode_steps = env.max_episode_steps()
         logger.info(describe_buffer(config, env.spec))
+        in_file = is_in_file(config, env.spec)
+        if in_file and options.keep_replay_buffer:
+            raise ConfigError(
+                "--keep-replay-buffer would write recorded data again that do not fit into memory: "
+                "other runs can learn from the same data (--data PATH)"
+            )
+        num_envs = config.collect.num_envs
         self.agent = build(
             config, env.spec, seed=seed, device=device,
-            num_envs=config.collect.num_envs, buffer_size=buffer_steps(config),
+            num_envs=num_envs, buffer_size=1 if in_file else buffer_steps(config),
         )  # fmt: skip
+        if in_file:
+            self.agent.replay_buffer = ReplayBuffer(
+                buffer_steps(config), env.spec.empty_transition(num_envs),
+                stack=config.env.frame_stack, allocate=zeros_in(run),
+            )  # fmt: skip
         env.close()
         self.stage_state: dict[str, Tensor] = {}  # of the stage in which the run was interrupted
         if resume:
@@ -209,7 +223,7 @@ class Trainer:
         self.last_timed = time.monotonic()
         saved_state, self.stage_state = self.stage_state, {}
         if not saved_state:
-            self.head_at_stage_start = buffer_head(self.agent.replay_buffer.state_dict())
+            self.head_at_stage_start = buffer_head(self.agent.replay_buffer)
         value_critics = self.agent.cost.interoceptive_cost.value_critics
         had_discount = value_critics is None or bool(value_critics.discount)
         stage_run = stage.start(self.agent, self.config.env, stage_seed(self.seed, name))
@@ -237,7 +251,7 @@ class Trainer:
             self.recent, self.last_evaluated, self.stage_index = {}, {}, index + 1
             if stage.env_steps:
                 self._save_buffer()
-            self.head_at_stage_start = buffer_head(self.agent.replay_buffer.state_dict())
+            self.head_at_stage_start = buffer_head(self.agent.replay_buffer)
             self._save({})
 
     def _run_updates(self, index: int, name: str, stage_run: StageRun) -> None:
@@ -350,12 +364,12 @@ class Trainer:
 
     def _save_buffer(self) -> None:
         """Saves the replay buffer's new steps; they count once a checkpoint is saved after them."""
-        self.chunks.save(self.agent.replay_buffer.state_dict())
+        self.chunks.save(self.agent.replay_buffer)
 
     def _save(self, stage_state: Mapping[str, Tensor]) -> None:
         """Saves the replay buffer's new steps, a checkpoint and the seconds in the manifest."""
         self._save_buffer()
-        head = buffer_head(self.agent.replay_buffer.state_dict())
+        head = buffer_head(self.agent.replay_buffer)
         state = {name: part for name, part in stage_state.items() if not name.startswith("memory.")}
         tensors = {
             **run_dir.weights(self.agent),
@@ -388,7 +402,7 @@ class Trainer:
 
     def _end(self) -> None:
         """Saves or removes the replay buffer, as `keep_replay_buffer` says."""
-        if self.options.keep_replay_buffer and self.chunks.folder.exists():
+        if self.options.keep_replay_buffer and self.agent.replay_buffer.num_added:
             metadata = {"stage_index": self.stage_index}
             checkpoint.save(self.folder / "memory", self.agent.replay_buffer.state_dict(), metadata)
         elif not self.options.keep_replay_buffer:
@@ -450,18 +464,33 @@ class Trainer:
             {n: t.cpu() for n, t in without_prefix(tensors, p).items()} for p in BUFFER_PARTS
         )
         steps = int(current_head["steps"][0]) if current_head else 0
-        self.head_at_stage_start, buffer = start_head, self.agent.replay_buffer
+        self.head_at_stage_start = start_head
         max_rows = buffer_steps(self.config) + self.config.env.frame_stack
         is_complete = self.stage_index >= len(self.config.stages)
-        if is_complete and not (self.options.keep_replay_buffer and self.chunks.folder.exists()):
+        is_recorded = steps > 0 and num_recorded(current_head) == steps
+        is_there = self.chunks.folder.exists() or is_recorded
+        if is_complete and not (self.options.keep_replay_buffer and is_there):
             return {}
         self.chunks.truncate(steps)
         in_stage = any(name.startswith("stage_run.") for name in tensors)
         if saved_head := start_head if in_stage else current_head:
-            buffer.load_state_dict(self.chunks.load(saved_head, max_rows))
-        if not (in_stage and steps):
+            self._restore_head(saved_head, max_rows)
+        if is_recorded or not (in_stage and steps):
             return {}
         return with_prefixes({"memory": self.chunks.load(current_head, max_rows)})
+
+    def _restore_head(self, head: Mapping[str, Tensor], max_rows: int) -> None:
+        """Gives the replay buffer the steps of a head: those that were recorded elsewhere are read
+        again from there, all others from the run folder."""
+        buffer = self.agent.replay_buffer
+        if recorded := num_recorded(head):
+            self.logger.info(f"reads {recorded:,} recorded steps again")
+            loader = self.config.collect.start(self.agent, self.config.env, 0)
+            here = {"step": torch.tensor(loader.total), "recorded": head["recorded"]}
+            loader.load_state_dict(with_prefixes({"here": here}))
+            loader.finish()
+        if recorded < int(head["steps"][0]):
+            buffer.load_state_dict(self.chunks.load(head, max_rows))
 
 
 class Replica(Trainer):

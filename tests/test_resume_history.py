@@ -127,8 +127,8 @@ def test_a_buffer_is_saved_in_chunks_of_new_steps_and_only_needed_chunks_are_kep
     for steps in (3, 0, 4, 1, 9, 25):
         fill(memory, steps, stack)
         before = {path.name for path in tmp_path.iterdir()}
-        chunks.save(memory.state_dict())
-        now = buffer_head(memory.state_dict())
+        chunks.save(memory)
+        now = buffer_head(memory)
         chunks.prune([now])
         new = {path.name for path in tmp_path.iterdir()} - before
         assert len(new) == (steps > 0)
@@ -145,10 +145,10 @@ def test_a_buffer_is_saved_in_chunks_of_new_steps_and_only_needed_chunks_are_kep
 def test_chunks_saved_after_the_checkpoint_do_not_count(tmp_path):
     memory, chunks = buffer(), Chunks(tmp_path)
     fill(memory, 4)
-    chunks.save(memory.state_dict())
-    then = buffer_head(memory.state_dict())
+    chunks.save(memory)
+    then = buffer_head(memory)
     fill(memory, 3)
-    chunks.save(memory.state_dict())
+    chunks.save(memory)
     resumed = Chunks(tmp_path)
     resumed.truncate(4)
     assert len(os.listdir(tmp_path)) == 1
@@ -156,7 +156,7 @@ def test_chunks_saved_after_the_checkpoint_do_not_count(tmp_path):
     again.load_state_dict(resumed.load(then, 11))
     assert torch.equal(again.recent_actions(4), memory.recent_actions(7)[:4])
     with pytest.raises(ConfigError, match="up to step 4 of 7"):
-        resumed.load(buffer_head(memory.state_dict()), 11)
+        resumed.load(buffer_head(memory), 11)
 
 
 def test_collected_steps_are_kept_although_the_env_can_not_be_restored(tmp_path):

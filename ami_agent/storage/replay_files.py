@@ -1,5 +1,7 @@
 """The replay buffer of a run on the disk, in chunks of steps in the format of checkpoints: saving
-writes only new steps. A checkpoint of the run has a head, which says how many steps count."""
+writes only new steps. A checkpoint of the run has a head, which says how many steps count.
+
+Steps that were recorded elsewhere are not written: they are read again from there."""
 
 from __future__ import annotations
 
@@ -11,18 +13,25 @@ import torch
 from torch import Tensor
 
 from ami_agent.storage import checkpoint, files
-from modules.memory.replay_buffer import BY_ENV
+from modules.memory.replay_buffer import BY_ENV, ReplayBuffer
 from modules.types import ConfigError
 
 HEAD_PARTS = ("ended", "steps")
 """Parts without rows: small, and saved with every checkpoint of the run."""
 
 
-def buffer_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parts of a state without rows, copied, and the number of rows; empty without steps."""
+def buffer_head(buffer: ReplayBuffer) -> dict[str, Tensor]:
+    """The parts of its state without rows, copied, the number of rows, and what was recorded
+    elsewhere; empty without steps."""
+    state = buffer.state_dict()
     parts = {name: state[name].detach().cpu().clone() for name in HEAD_PARTS}
     num_rows = torch.tensor(state["age"].shape[1])
-    return {**parts, "rows": num_rows} if int(parts["steps"][0]) else {}
+    return {**parts, "rows": num_rows, "recorded": buffer.recorded} if int(parts["steps"][0]) else {}
+
+
+def num_recorded(head: Mapping[str, Tensor]) -> int:
+    """The steps of the buffer that were recorded elsewhere; 0 in heads of older versions."""
+    return int(head["recorded"][0]) if "recorded" in head else 0
 
 
 class Chunks:
@@ -33,9 +42,11 @@ class Chunks:
         self.folder = folder
         self.saved = 0  # steps that the chunks hold
 
-    def save(self, state: Mapping[str, Tensor]) -> None:
-        """Writes the new steps of a buffer's state; raises CheckpointNotWritten."""
+    def save(self, buffer: ReplayBuffer) -> None:
+        """Writes the new steps of a buffer; raises CheckpointNotWritten."""
+        state = buffer.state_dict()
         steps, num_rows = int(state["steps"][0]), state["age"].shape[1]
+        self.saved = max(self.saved, int(buffer.recorded[0]))
         if steps <= self.saved:
             return
         first = max(self.saved, steps + 1 - num_rows)
@@ -56,12 +67,17 @@ class Chunks:
                 files.remove_folder(self._path(first, last))
 
     def load(self, head: Mapping[str, Tensor], max_rows: int) -> dict[str, Tensor]:
-        """The buffer at a checkpoint; ConfigError where chunks are missing, or rows too many."""
+        """The buffer at a checkpoint, or its steps from `first` on where those before were recorded
+        elsewhere; ConfigError where chunks are missing, or rows too many."""
         (start, stop), num_rows = _row_range(head), int(head["rows"])
         if not 0 < num_rows <= min(max_rows, stop + 1):
             raise ConfigError(
                 f"{self.folder} holds a replay buffer of {num_rows} rows, not {max_rows}"
             )
+        offset = 0  # of a step's row
+        if recorded := num_recorded(head):
+            start = offset = max(start, recorded)
+            num_rows = stop + 1 - start
         reached = start
         state: dict[str, Tensor] = {}
         for first, last in self._chunks():
@@ -75,13 +91,15 @@ class Chunks:
                     shape = (*part.shape[:axis], num_rows, *part.shape[axis + 1 :])
                     state[name] = torch.zeros(shape, dtype=part.dtype)
                 rows = part.index_select(axis, steps_here - first)
-                state[name].index_copy_(axis, steps_here % num_rows, rows)
+                state[name].index_copy_(axis, (steps_here - offset) % num_rows, rows)
             reached = max(reached, last)
         if reached < stop:
             raise ConfigError(
                 f"{self.folder} holds the replay buffer up to step {reached} of {stop}: the run "
                 "can't be resumed without the rest"
             )
+        if offset:
+            state["first"] = torch.tensor(offset)
         return {**state, **{name: head[name].clone() for name in HEAD_PARTS}}
 
     def truncate(self, steps: int) -> None:

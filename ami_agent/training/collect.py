@@ -327,7 +327,8 @@ class PlannerCollector(Collector):
 
 
 class DatasetLoader(StageRun):
-    """Loads one episode per update. A checkpoint holds those that were loaded so far."""
+    """Loads one episode per update. A checkpoint holds their number and checksum alone: a run that
+    is resumed reads them again."""
 
     def __init__(self, agent: Agent, env: EnvAdapter, stage: LoadDataset) -> None:
         self.agent, self.env, self.dataset = agent, env, stage.dataset(env)
@@ -342,10 +343,15 @@ class DatasetLoader(StageRun):
         self.env.close()
 
     def state_dict(self) -> dict[str, Tensor]:
-        own_state = {"step": torch.tensor(self.step)}
-        return with_prefixes({"memory": self.agent.replay_buffer.state_dict(), "here": own_state})
+        recorded = self.agent.replay_buffer.recorded
+        return with_prefixes({"here": {"step": torch.tensor(self.step), "recorded": recorded}})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.agent.replay_buffer.load_state_dict(without_prefix(state, "memory"))
-        self.step = int(state["here.step"])
-        self.episodes = self.dataset.episodes(self.step)
+        """Reads the same episodes again; ConfigError where the data are others now."""
+        step, recorded = int(state["here.step"]), state["here.recorded"].cpu()
+        while self.step < min(step, self.total):
+            self.update()
+        if not self.agent.replay_buffer.recorded.equal(recorded):
+            raise ConfigError(
+                "the recorded data are not those with which the run began: it can't be resumed"
+            )

@@ -22,11 +22,13 @@ from modules.memory.storage import (
     ALL_PARTS,
     OBS_ONLY,
     STEP_PARTS,
+    Allocate,
     Parts,
     Windows,
     check_finite,
     check_like,
     check_stacks,
+    checksum,
     draw_future,
     draw_windows,
     find_windows,
@@ -47,11 +49,13 @@ class ReplayBuffer:
     """The last `capacity` steps of each of B environments, on one device."""
 
     def __init__(
-        self, capacity: int, example: Transition, device: torch.device | str = "cpu", stack: int = 1
-    ) -> None:
+        self, capacity: int, example: Transition, device: torch.device | str = "cpu",
+        stack: int = 1, allocate: Allocate | None = None,
+    ) -> None:  # fmt: skip
         """`capacity` includes resets; `example` `[B, ...]` provides shapes and types only. `stack`:
         the number of frames in an observation, along its first axis, the latest last; every episode
-        begins with its first frame repeated."""
+        begins with its first frame repeated. `allocate`: where the steps are stored instead of the
+        device's memory."""
         if capacity < 1:
             raise ConfigError(f"capacity is {capacity}; it must be at least 1 step")
         num_envs, self._capacity, self._stack = len(example.action), capacity, stack
@@ -61,8 +65,10 @@ class ReplayBuffer:
             name: torch.empty_like(part, device="meta")
             for name, part in {**obs_parts(example.obs), **step_parts(example)}.items()
         }
+        self._allocate = allocate
+        new = allocate or (lambda shape, dtype: torch.zeros(shape, dtype=dtype, device=device))
         self._store = {
-            name: torch.zeros((self._rows, *part.shape), dtype=part.dtype, device=device)
+            name: new((self._rows, *part.shape), part.dtype)
             for name, part in self._frames(self._templates).items()
         }  # each [rows, B, ...]
         self._age = torch.zeros((num_envs, self._rows), dtype=torch.int32, device=device)
@@ -72,6 +78,7 @@ class ReplayBuffer:
         self._last_done = torch.zeros(num_envs, dtype=torch.bool, device=device)
         self._steps = 0
         self._run_start = 0  # the step at which the latest run began
+        self._recorded = (0, 0)  # steps that were added as episodes before any other; checksum
         self._windows: dict[tuple[int, bool, bool], Windows] = {}
 
     @classmethod
@@ -125,6 +132,7 @@ class ReplayBuffer:
             raise ConfigError(
                 f"the replay buffer keeps {self._capacity} steps, but the episode has {steps}"
             )
+        num_before, (num_recorded, sum_before) = self._steps, self._recorded
         self.start_run()
         parts, before = self._newest_frames(parts)
         age = torch.arange(-before, steps + 1, dtype=torch.int32, device=self._device)
@@ -139,6 +147,8 @@ class ReplayBuffer:
         self._episode[:, rows] = self._episode[:, rows[:1]]
         self._done[:, rows] = age == steps
         self._steps += before + steps
+        if num_recorded == num_before:
+            self._recorded = (self._steps, checksum(parts, sum_before))
         self._last_done.fill_(True)
         self._windows.clear()
 
@@ -219,6 +229,12 @@ class ReplayBuffer:
         """Steps ever added, over all environments."""
         return self._steps * len(self._last_done)
 
+    @property
+    def recorded(self) -> Tensor:
+        """`[2]` int64: the steps that were added as whole episodes before any other step, and their
+        checksum: they can be read again from where they were recorded."""
+        return torch.tensor(self._recorded)
+
     def recent_actions(self, steps: int) -> Tensor:
         """The actions of the last `steps` steps, or of all if fewer are stored; `[T, B, A]`."""
         rows = torch.arange(max(self._oldest(), self._steps - steps), self._steps)
@@ -261,11 +277,19 @@ class ReplayBuffer:
                 obs = self._read_obs(all_envs, torch.full_like(all_envs, step)[:, None])
                 state = encode(tree_map(lambda part: part[:, 0], obs), self._age[:, row] == 0)
                 if not len(states):
-                    states = state.new_zeros(min(self._rows, self._steps + 1), *state.shape)
+                    states = self._new_states(state)
                 states[row] = state
         other._store = {"obs": states, **{name: self._store[name] for name in STEP_PARTS}}
         other._stack = 1
         return other
+
+    def _new_states(self, example: Tensor) -> Tensor:
+        """Zeros for a state `[B, D]` of every filled row, which lie where the steps lie, unless the
+        states are on another device."""
+        shape = (min(self._rows, self._steps + 1), *example.shape)
+        if self._allocate is None or example.device.type != "cpu":
+            return example.new_zeros(shape)
+        return self._allocate(shape, example.dtype)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The filled part, as views that the next `add` may overwrite."""
@@ -280,9 +304,11 @@ class ReplayBuffer:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what `state_dict` saved; ConfigError if this buffer was built otherwise."""
+        """Restores what `state_dict` saved; ConfigError if this buffer was built otherwise. With
+        `first` the state holds the steps from that one on, in order, and the buffer has those
+        before it already."""
         expected = {*self._store, "age", "episode", "done", "ended", "steps"}
-        if set(state) != expected:
+        if set(state) - {"first"} != expected:
             raise ConfigError(
                 f"the replay buffer needs {sorted(expected)}, but was given {sorted(state)}"
             )
@@ -291,12 +317,19 @@ class ReplayBuffer:
             raise ConfigError(
                 f"the replay buffer keeps {self._rows - 1} steps, the saved one {num_rows}"
             )
+        rows: Tensor | slice = slice(0, state["age"].shape[1])
+        if "first" in state:
+            rows = torch.arange(int(state["first"]), steps + 1, device=self._device) % self._rows
+        else:
+            self._age.zero_()
+            self._done.zero_()
+            self._recorded = (0, 0)
         for name, part in self._store.items():
             check_like(name, part[0], state[name][0])
-            part[: len(state[name])] = state[name].to(self._device)
-        self._age.zero_()[:, : state["age"].shape[1]] = state["age"].to(self._device)
-        self._episode[:, : state["age"].shape[1]] = state["episode"].to(self._device)
-        self._done.zero_()[:, : state["done"].shape[1]] = state["done"].to(self._device)
+            part[rows] = state[name].to(self._device)
+        self._age[:, rows] = state["age"].to(self._device)
+        self._episode[:, rows] = state["episode"].to(self._device)
+        self._done[:, rows] = state["done"].to(self._device)
         self._last_done.copy_(state["ended"])
         self._steps, self._run_start = steps, run_start
         self._windows.clear()

@@ -3,8 +3,9 @@ of steps can be sampled."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import NamedTuple
+import zlib
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from modules.types import ConfigError, Observation, Transition, as_dict
 
 STEP_PARTS = ("action", "interoception", "terminated")
 """The fields of a transition that are stored beside its observation."""
+
+Allocate: TypeAlias = Callable[[tuple[int, ...], torch.dtype], Tensor]
+"""A shape and a dtype -> a tensor of zeros in host memory, or in a file that is mapped there."""
 
 
 class Parts(NamedTuple):
@@ -160,3 +164,11 @@ def draw_future(windows: Windows, drawn: Tensor, generator: torch.Generator) -> 
     fraction = torch.rand(len(drawn), dtype=torch.float64, generator=generator)
     ends = windows.episode_bounds[torch.searchsorted(windows.episode_bounds, drawn, right=True)]
     return drawn + (fraction.to(drawn.device) * (ends - drawn)).long()
+
+
+def checksum(parts: Mapping[str, Tensor], start: int) -> int:
+    """CRC-32 of the bytes of these tensors, which continues another."""
+    for name in sorted(parts):
+        numbers = parts[name].detach().cpu().contiguous().numpy()
+        start = zlib.crc32(numbers.reshape(-1).view("u1").data, start)
+    return start
