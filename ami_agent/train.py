@@ -28,7 +28,7 @@ from ami_agent.probing.probe import describe_collapse, make_probe
 from ami_agent.sizing import describe_buffer, is_in_file
 from ami_agent.storage import checkpoint, run_dir
 from ami_agent.storage.files import NotWritten, clean, locked, one_line_errors, remove_folder
-from ami_agent.storage.mapped import zeros_in
+from ami_agent.storage.mapped import MappedStorage
 from ami_agent.storage.replay_files import Chunks, buffer_head, num_recorded
 from ami_agent.storage.run_dir import apply_new_settings, check_resumable
 from ami_agent.training import Stage, StageRun, distributed
@@ -197,7 +197,7 @@ class Trainer:
         if in_file:
             self.agent.replay_buffer = ReplayBuffer(
                 buffer_steps(config), env.spec.empty_transition(num_envs),
-                stack=config.env.frame_stack, allocate=zeros_in(run),
+                stack=config.env.frame_stack, storage=MappedStorage(run),
             )  # fmt: skip
         env.close()
         self.stage_state: dict[str, Tensor] = {}  # of the stage in which the run was interrupted

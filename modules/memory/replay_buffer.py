@@ -22,8 +22,8 @@ from modules.memory.storage import (
     ALL_PARTS,
     OBS_ONLY,
     STEP_PARTS,
-    Allocate,
     Parts,
+    Storage,
     Windows,
     check_finite,
     check_like,
@@ -50,11 +50,11 @@ class ReplayBuffer:
 
     def __init__(
         self, capacity: int, example: Transition, device: torch.device | str = "cpu",
-        stack: int = 1, allocate: Allocate | None = None,
+        stack: int = 1, storage: Storage | None = None,
     ) -> None:  # fmt: skip
         """`capacity` includes resets; `example` `[B, ...]` provides shapes and types only. `stack`:
         the number of frames in an observation, along its first axis, the latest last; every episode
-        begins with its first frame repeated. `allocate`: where the steps are stored instead of the
+        begins with its first frame repeated. `storage`: where the steps are stored instead of the
         device's memory."""
         if capacity < 1:
             raise ConfigError(f"capacity is {capacity}; it must be at least 1 step")
@@ -65,10 +65,9 @@ class ReplayBuffer:
             name: torch.empty_like(part, device="meta")
             for name, part in {**obs_parts(example.obs), **step_parts(example)}.items()
         }
-        self._allocate = allocate
-        new = allocate or (lambda shape, dtype: torch.zeros(shape, dtype=dtype, device=device))
+        self._storage = storage
         self._store = {
-            name: new((self._rows, *part.shape), part.dtype)
+            name: self._zeros((self._rows, *part.shape), part.dtype)
             for name, part in self._frames(self._templates).items()
         }  # each [rows, B, ...]
         self._age = torch.zeros((num_envs, self._rows), dtype=torch.int32, device=device)
@@ -80,6 +79,17 @@ class ReplayBuffer:
         self._run_start = 0  # the step at which the latest run began
         self._recorded = (0, 0)  # steps that were added as episodes before any other; checksum
         self._windows: dict[tuple[int, bool, bool], Windows] = {}
+
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if self._storage is not None:
+            return self._storage.zeros(shape, dtype)
+        return torch.zeros(shape, dtype=dtype, device=self._device)
+
+    def _rows_of(self, part: Tensor, index: Tensor) -> Tensor:
+        """`[rows, B, ...]`, indices `[N, T]` into rows * B -> `[N, T, ...]`."""
+        if self._storage is not None:
+            self._storage.prefetch(part, index)
+        return gather_rows(part, index)
 
     @classmethod
     def num_bytes(cls, capacity: int, example: Transition, stack: int = 1) -> int:
@@ -222,7 +232,7 @@ class ReplayBuffer:
             obs = obs_parts(self._read_obs(env, steps[:, :1], (name.removeprefix("obs."),)))
             return obs[name][:, 0]
         index = (steps[:, :1] % self._rows) * len(self._last_done) + env[:, None]
-        return gather_rows(self._store[name], index)[:, 0]
+        return self._rows_of(self._store[name], index)[:, 0]
 
     @property
     def num_added(self) -> int:
@@ -287,9 +297,9 @@ class ReplayBuffer:
         """Zeros for a state `[B, D]` of every filled row, which lie where the steps lie, unless the
         states are on another device."""
         shape = (min(self._rows, self._steps + 1), *example.shape)
-        if self._allocate is None or example.device.type != "cpu":
+        if self._storage is None or example.device.type != "cpu":
             return example.new_zeros(shape)
-        return self._allocate(shape, example.dtype)
+        return self._storage.zeros(shape, example.dtype)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The filled part, as views that the next `add` may overwrite."""
@@ -435,7 +445,7 @@ class ReplayBuffer:
         index = (steps[:, :-1] % self._rows) * len(self._last_done) + env[:, None]
         requested = (parts.actions, parts.interoception, True)
         actions, interoception, terminated = (
-            gather_rows(self._store[name], index if read else index[:, :0])
+            self._rows_of(self._store[name], index if read else index[:, :0])
             for name, read in zip(STEP_PARTS, requested, strict=True)
         )
         if valid is not None:
@@ -458,7 +468,7 @@ class ReplayBuffer:
         env = env[:, None]
         if self._stack == 1:
             index = (steps % self._rows) * len(self._last_done) + env
-            return from_obs_parts({n: gather_rows(part, index) for n, part in stored.items()})
+            return from_obs_parts({n: self._rows_of(part, index) for n, part in stored.items()})
         back = torch.arange(self._stack - 1, -1, -1, device=self._device)
         older = (steps[..., None] - back).clamp_min(max(0, self._steps - self._rows + 1))
         episode = self._episode[env[..., None], older % self._rows]
@@ -466,7 +476,7 @@ class ReplayBuffer:
         first = (episode != episode[..., -1:]).sum(-1, keepdim=True)
         older = torch.maximum(older, older.gather(-1, first))
         index = (older % self._rows) * len(self._last_done) + env[..., None]
-        frames = {name: gather_rows(part, index.flatten(1)) for name, part in stored.items()}
+        frames = {name: self._rows_of(part, index.flatten(1)) for name, part in stored.items()}
         shape = index.shape[1:]
         return from_obs_parts({n: f.unflatten(1, shape).flatten(2, 3) for n, f in frames.items()})
 

@@ -4,8 +4,8 @@ of steps can be sampled."""
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Collection, Mapping
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +15,15 @@ from modules.types import ConfigError, Observation, Transition, as_dict
 STEP_PARTS = ("action", "interoception", "terminated")
 """The fields of a transition that are stored beside its observation."""
 
-Allocate: TypeAlias = Callable[[tuple[int, ...], torch.dtype], Tensor]
-"""A shape and a dtype -> a tensor of zeros in host memory, or in a file that is mapped there."""
+
+class Storage(Protocol):
+    """Where steps are stored instead of the memory of a device: tensors on the host."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor: ...
+
+    def prefetch(self, part: Tensor, index: Tensor) -> None:
+        """Is called before rows of `part` `[rows, B, ...]` are read, with their indices into rows *
+        B."""
 
 
 class Parts(NamedTuple):
