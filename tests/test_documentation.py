@@ -19,6 +19,7 @@ from ami_agent import ablation, config_io
 from ami_agent.ablation import load_configs
 from ami_agent.bench import BENCHMARKS
 from ami_agent.cli import args
+from ami_agent.cli.data import COMMANDS as DATA_COMMANDS
 from ami_agent.cli.main import COMMANDS
 from ami_agent.recipes import recipe
 from ami_agent.recipes.gym import DEFAULT_ENV, NO_DATASET
@@ -100,7 +101,9 @@ def test_a_command_of_the_documentation_has_the_flags_that_it_shows(command, mon
     if not target or {"?", "--help"} & {*rest} or "my_" in target:
         assert name in COMMANDS
         return
-    check = {"train": check_train, "ablate": check_ablate, "bench": check_bench}
+    check = {
+        "train": check_train, "ablate": check_ablate, "bench": check_bench, "data": check_data,
+    }  # fmt: skip
     flags = {"eval": args.EvalFlags, "show": args.ShowFlags, "probe": args.ProbeFlags}
     if name in check:
         check[name](target, rest)
@@ -135,6 +138,11 @@ def check_ablate(name: str, flags: list[str]) -> None:
 def check_bench(name: str, flags: list[str]) -> None:
     assert name in BENCHMARKS
     config_io.parse(BENCHMARKS[name], flags, "ami")
+
+
+def check_data(name: str, flags: list[str]) -> None:
+    command = DATA_COMMANDS[name]
+    config_io.parse(command.flags, flags[len(command.names) :], "ami")
 
 
 @pytest.mark.parametrize("command", commands("python"))

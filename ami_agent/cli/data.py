@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -43,8 +44,8 @@ class ConvertFlags:
 class MakeFlags:
     """Makes a data set of OGBench again by the package's own rule."""
 
-    out: str
-    """The .npz file; its validation set lies beside it, as -val.npz."""
+    out: str = ""
+    """The .npz file; DATASET.npz if not given. Its validation set lies beside it, as -val.npz."""
     episodes: int = 0
     """Episodes of training; 0 is the official number."""
     seed: int = 0
@@ -53,14 +54,15 @@ class MakeFlags:
         validate_ranges(self, episodes=STEPS, seed=SEEDS)
 
 
-def inspect_command(names: Sequence[str], argv: Sequence[str], console: Console) -> None:
+def inspect_command(names: Sequence[str], flags: InspectFlags, console: Console) -> None:
     (place,) = names
-    flags = parse(InspectFlags(), argv, "ami data inspect PATH")
     check_json_path(flags.json)
     found = inspect(open_recording(place, flags.keys), ConsoleLogger(console))
     print_table(console, place, ["what", ""], list(found.facts().items()))
     columns = ["column", "what", "shape", "dtype", "range"]
     print_table(console, "columns", columns, found.rows())
+    for line in found.warnings():
+        print_line(console, line)
     if flags.json:
         write_json(Path(flags.json), found.to_json())
     if flags.out:
@@ -69,48 +71,49 @@ def inspect_command(names: Sequence[str], argv: Sequence[str], console: Console)
         print_line(console, f"open {draw_inspection(Path(flags.out), found)}")
 
 
-def convert_command(names: Sequence[str], argv: Sequence[str], console: Console) -> None:
-    source, target = names
-    flags = parse(ConvertFlags(), argv, "ami data convert A B")
-    recording, logger = open_recording(source, flags.keys), ConsoleLogger(console)
-    convert(recording, Path(target), logger)
-    print_line(console, f"{target}: {len(recording.lengths):,} episodes")
-    if (validation := validation_of(recording)) and Path(target).suffix == ".npz":
-        beside = Path(target).with_name(f"{Path(target).stem}-val.npz")
+def convert_command(names: Sequence[str], flags: ConvertFlags, console: Console) -> None:
+    source, target = names[0], Path(names[1])
+    logger = ConsoleLogger(console)
+    recording = open_recording(source, flags.keys)
+    validation = validation_of(recording) if target.suffix == ".npz" else None
+    convert(recording, target, logger)
+    if validation is not None:
+        beside = target.with_name(f"{target.stem}-val.npz")
         convert(open_recording(str(validation), flags.keys), beside, logger)
 
 
-def make_command(names: Sequence[str], argv: Sequence[str], console: Console) -> None:
+def make_command(names: Sequence[str], flags: MakeFlags, console: Console) -> None:
     suite, dataset = names
     if suite != "ogbench":
         raise ConfigError(f"data of {suite!r} can't be made; those of ogbench can")
-    from ami_agent.data.ogbench import make_ogbench
+    from ami_agent.data.ogbench import make_ogbench  # its environments are slow to import
 
-    flags = parse(MakeFlags(out=f"{dataset}.npz"), argv, "ami data make ogbench DATASET")
-    make_ogbench(
-        dataset, Path(flags.out), episodes=flags.episodes, seed=flags.seed, console=console
-    )
+    out = Path(flags.out or f"{dataset}.npz")
+    make_ogbench(dataset, out, episodes=flags.episodes, seed=flags.seed, console=console)
 
 
-Command = Callable[[Sequence[str], Sequence[str], Console], None]
-COMMANDS: dict[str, tuple[Command, tuple[str, ...]]] = {
-    "inspect": (inspect_command, ("PATH",)),
-    "convert": (convert_command, ("A", "B")),
-    "make": (make_command, ("ogbench", "DATASET")),
+class Command(NamedTuple):
+    run: Callable[[Sequence[str], Any, Console], None]
+    flags: Any  # their defaults
+    names: tuple[str, ...]  # that stand before the flags
+
+
+COMMANDS = {
+    "inspect": Command(inspect_command, InspectFlags(), ("PATH",)),
+    "convert": Command(convert_command, ConvertFlags(), ("A", "B")),
+    "make": Command(make_command, MakeFlags(), ("ogbench", "DATASET")),
 }
-"""The commands, and the names that each needs before its flags."""
 
 
 def data_command(name: str, argv: Sequence[str], console: Console) -> None:
-    usages = {verb: " ".join(["ami data", verb, *names]) for verb, (_, names) in COMMANDS.items()}
+    usages = {verb: " ".join(["ami data", verb, *c.names]) for verb, c in COMMANDS.items()}
     if name not in COMMANDS:
         raise ConfigError(f"no command ami data {name!r}; there are {', '.join(usages.values())}")
-    command, expected = COMMANDS[name]
+    command = COMMANDS[name]
     is_help = bool(argv) and argv[0] in ("-h", "--help")
-    names = list(argv[: len(expected)])
-    if is_help:
-        command([""] * len(expected), argv, console)
-    elif len(names) < len(expected) or any(each.startswith("-") for each in names):
+    num_names = 0 if is_help else len(command.names)
+    names = argv[:num_names]
+    if len(names) < num_names or any(each.startswith("-") for each in names):
         raise ConfigError(f"it must be {usages[name]} [--flag ...]")
-    else:
-        command(names, argv[len(expected) :], console)
+    flags = parse(command.flags, argv[num_names:], usages[name])
+    command.run(names, flags, console)

@@ -52,6 +52,7 @@ def convert(recording: Recording, out: Path, logger: Logger) -> None:
                 progress.advance()
         logger.info(f"writes {out}")
         write(out, raw)
+        logger.info(f"{out}: {len(raw.lengths):,} episodes, {recording.num_steps:,} steps")
     files.remove_folder(draft)
 
 

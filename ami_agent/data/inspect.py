@@ -37,8 +37,7 @@ class Range:
             self.high = max(self.high, float(values.max()))
 
     def __str__(self) -> str:
-        text = f"{self.low:.4g} to {self.high:.4g}" if self.low <= self.high else "no number"
-        return text + (f", {self.num_not_finite:,} not finite" if self.num_not_finite else "")
+        return f"{self.low:.4g} to {self.high:.4g}" if self.low <= self.high else "no number"
 
 
 @dataclass
@@ -75,8 +74,16 @@ class Inspection:
         if not self.recording.keys.rewards:
             facts["rewards"] = "none: read as zero"
         if self.validation is not None:
-            facts["validation set"] = str(self.validation)
+            facts["validation set"] = f"{self.validation.name}, beside it"
         return facts
+
+    def warnings(self) -> list[str]:
+        """What no agent can learn from, one line each."""
+        return [
+            f"{name} holds {found.num_not_finite:,} numbers that are NaN or infinite"
+            for name, found in self.ranges.items()
+            if found.num_not_finite
+        ]
 
     def to_json(self) -> dict[str, Any]:
         lengths = self.recording.lengths
