@@ -1,5 +1,5 @@
-"""How fast an agent trains on recorded pictures in a file that is mapped into memory, as data larger
-than memory are: updates of the stage `train_jepa` beside the same updates on data in memory.
+"""How fast an agent trains on recorded pictures in a file that is mapped into memory, as data that
+are larger than memory: updates of the stage `train_jepa` beside the same updates on data in memory.
 
     python benchmarks/mapped_replay.py --gib 1 --updates 30 --out runs/mapped
 
@@ -97,7 +97,9 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=1.0, help="of pictures")
     parser.add_argument("--updates", type=int, default=30, help="of each kind")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--out", type=Path, default=Path("runs/mapped"), help="a folder on the disk")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/mapped"), help="a folder on the disk"
+    )
     flags, console = parser.parse_args(), Console(width=120)
     gymnasium.register("benchmark/Pictures-v0", entry_point=Pictures, max_episode_steps=STEPS)
     config = ami.override(
@@ -131,9 +133,7 @@ def main() -> None:
         ratios = [a / b for a, b in zip(seconds["in memory"], found, strict=True)]
         low, middle, high = quantiles(ratios, n=4)
         ratio = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
-        rows.append(
-            [name, f"{1000 * median(found):.1f}", f"{median(read[name]):.1f}", ratio]
-        )
+        rows.append([name, f"{1000 * median(found):.1f}", f"{median(read[name]):.1f}", ratio])
     columns = ["replay buffer", "ms an update", "MiB read from disk", "speed, in memory = 1"]
     console.print(table("", columns, rows))
 

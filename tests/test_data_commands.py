@@ -48,7 +48,9 @@ def same_episodes(one: Recording, other: Recording) -> None:
 
 def test_inspect_prints_and_writes_what_there_is(source, tmp_path, capsys):
     picture, figures = tmp_path / "walks.png", tmp_path / "walks.json"
-    assert main(["data", "inspect", str(source), "--out", str(picture), "--json", str(figures)]) == 0
+    assert (
+        main(["data", "inspect", str(source), "--out", str(picture), "--json", str(figures)]) == 0
+    )
     text = capsys.readouterr().out
     for expected in (
         "rows as OGBench's", "1 / 4 / 6", "walks-val.npz", "qpos", r"\(5,\)", "float32",
@@ -59,7 +61,9 @@ def test_inspect_prints_and_writes_what_there_is(source, tmp_path, capsys):
     obs = found["columns"]["observations"]
     assert obs["min"] == pytest.approx(DATA.obs.min())
     assert obs["max"] == pytest.approx(DATA.obs.max())
-    assert found["columns"]["actions"]["not_finite"] == 0  # the last rows, which are NaN, are unused
+    assert (
+        found["columns"]["actions"]["not_finite"] == 0
+    )  # the last rows, which are NaN, are unused
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -149,10 +153,10 @@ def test_a_minari_dataset_is_inspected_and_converted(tmp_path, monkeypatch):
     minari = pytest.importorskip("minari", reason="the extra `minari` is not installed")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     box = gymnasium.spaces.Box(-9, 9, (3,), np.float32)
+    obs = [DATA.obs[DATA.rows(index)] for index in range(len(LENGTHS))]
     buffers = [
         minari.data_collector.EpisodeBuffer(
-            id=index, observations=DATA.obs[DATA.rows(index)], actions=DATA.obs[DATA.rows(index)][1:],
-            rewards=np.ones(steps), terminations=np.ones(steps, bool),
+            id=index, observations=obs[index], actions=obs[index][1:], rewards=np.ones(steps), terminations=np.ones(steps, bool),
             truncations=np.zeros(steps, bool),
         )
         for index, steps in enumerate(LENGTHS)

@@ -248,7 +248,9 @@ def test_parts_of_a_dict_are_found_by_their_names(tmp_path):
     np.savez(tmp_path / "data.npz", **columns)
     config = EnvConfig(id="ami-test/Plane-v0", options={"space": "dict"})
     with closing(config.build(1)) as plane:
-        trajectory = next(dataset_of(open_recording(str(tmp_path / "data.npz"), {}), plane).episodes(0))
+        trajectory = next(
+            dataset_of(open_recording(str(tmp_path / "data.npz"), {}), plane).episodes(0)
+        )
     assert isinstance(trajectory, Trajectory)
     assert np.array_equal(trajectory.obs["place"][0].numpy(), DATA.obs[:5])
     assert trajectory.obs["lit"][0].argmax(-1).tolist() == [0, 1, 0, 1, 0]
@@ -521,11 +523,17 @@ def test_mutated_files_are_read_or_refused_in_one_line(tmp_path):
             data[rng.randrange(len(data))] = rng.randrange(256)
         path = tmp_path / f"mutated{source.suffix}"
         path.write_bytes(data)
-        try:
-            list(open_recording(str(path), {}).episodes(extra=True))
-        except ConfigError as error:
-            refused += 1
-            assert "\n" not in str(error)
-            assert str(path) in str(error)
-            assert len(str(error)) < 2000
+        message = error_of(path)
+        refused += bool(message)
+        assert not message or (str(path) in message and "\n" not in message)
+        assert len(message) < 2000
     assert refused > 75
+
+
+def error_of(path: Path) -> str:
+    """Why the file is refused; empty where it is read."""
+    try:
+        list(open_recording(str(path), {}).episodes(extra=True))
+    except ConfigError as error:
+        return str(error)
+    return ""

@@ -1,5 +1,5 @@
-"""Runs on recorded data: recorded steps are not saved again, a run that is resumed reads them again,
-and a replay buffer in a file trains as one in memory."""
+"""Runs on recorded data: recorded steps are not saved again, a run that is resumed reads them
+again, and a replay buffer in a file trains as one in memory."""
 
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ def weights_of(run):
     ("stage", "step", "online"),
     [("collect", 3, 0), ("train_jepa", 2, 0), ("actor_critic", 3, 0), ("actor_critic", 9, 24)],
 )
-def test_killed_and_resumed_it_ends_as_if_never_killed(stage, step, online, path, tmp_path, monkeypatch):
+def test_killed_and_resumed_it_ends_as_if_never_killed(
+    stage, step, online, path, tmp_path, monkeypatch
+):
     config = config_of(path, online)
     ami.train(config, out=tmp_path / "whole")
     with monkeypatch.context() as patched:

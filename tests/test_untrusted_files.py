@@ -23,10 +23,10 @@ from rich.console import Console
 import ami_agent as ami
 from ami_agent import recipes
 from ami_agent.ablation.executors import Job, finished_metrics, read_results, run_job_logged
-from ami_agent.data.minari import check_minari_files
-from ami_agent.data.runs import from_run
 from ami_agent.adapters.env import behaviour_policy, rollout
 from ami_agent.cli.main import main
+from ami_agent.data.minari import check_minari_files
+from ami_agent.data.runs import from_run
 from ami_agent.logger import RunLogger
 from ami_agent.probing.data import apply_perturbation
 from ami_agent.storage import checkpoint, files, run_dir

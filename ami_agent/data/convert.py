@@ -8,11 +8,12 @@ at all."""
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 
@@ -185,21 +186,27 @@ def _ends(lengths: np.ndarray) -> np.ndarray:
 def write_npz(out: Path, raw: RawColumns) -> None:
     """Rows as OGBench's, uncompressed, which reads fastest; rewards and `terminated` are further
     columns, which its loader leaves aside."""
-    with files.replacing(out) as draft, zipfile.ZipFile(draft, "w", allowZip64=True) as archive:
+    ends = _ends(raw.lengths)
+    with files.replacing(out) as draft, zipfile.ZipFile(draft, "w") as archive:
         for name, column in raw.columns.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member, raw.open(name) as file:
-                _write_header(member, (raw.num_rows, *column.shape), column.dtype)
-                while block := file.read(COPIED):
-                    member.write(block)
-        with archive.open("terminals.npy", "w", force_zip64=True) as member:
-            ends = _ends(raw.lengths)
-            _write_header(member, ends.shape, ends.dtype)
-            member.write(ends.tobytes())
+            with raw.open(name) as file:
+                blocks = iter(partial(file.read, COPIED), b"")
+                _add_array(
+                    archive, name, Column((raw.num_rows, *column.shape), column.dtype), blocks
+                )
+        _add_array(archive, "terminals", Column(ends.shape, ends.dtype), [ends.tobytes()])
 
 
-def _write_header(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
+def _add_array(archive: zipfile.ZipFile, name: str, whole: Column, blocks: Iterable[bytes]) -> None:
+    """Writes an array of that whole shape, whose bytes come in blocks."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(whole.dtype), "fortran_order": False,
+        "shape": whole.shape,
+    }  # fmt: skip
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(cast("IO[bytes]", member), header)
+        for block in blocks:
+            member.write(block)
 
 
 def write_hdf5(out: Path, raw: RawColumns) -> None:
@@ -236,8 +243,10 @@ def write_folder(out: Path, raw: RawColumns) -> None:
     try:
         for index, count in enumerate(raw.lengths.tolist()):
             rows = {name: raw.rows(name, count, file) for name, file in inputs.items()}
-            short = {name: rows[name][:-1] for name in (ACTIONS, REWARDS, TERMINATED) if name in rows}
-            np.savez(draft / f"episode-{index:0{digits}d}.npz", **{**rows, **short})
+            with zipfile.ZipFile(draft / f"episode-{index:0{digits}d}.npz", "w") as archive:
+                for name, part in rows.items():
+                    part = part[:-1] if name in (ACTIONS, REWARDS, TERMINATED) else part
+                    _add_array(archive, name, Column(part.shape, part.dtype), [part.tobytes()])
         draft.rename(out)
     finally:
         for file in inputs.values():

@@ -76,9 +76,7 @@ def check_column(what: str, label: str, column: Column, space: spaces.Space) -> 
     expected = column_of(space)
     is_like = np.can_cast(column.dtype, expected.dtype, "same_kind")
     if column.shape != expected.shape or not is_like:
-        raise ConfigError(
-            f"{what} of {label} are {column}, but the environment's are {space}"
-        )
+        raise ConfigError(f"{what} of {label} are {column}, but the environment's are {space}")
 
 
 def _trajectories(

@@ -13,10 +13,11 @@ stable-worldmodel's HDF5. Where they end decides how the rows are read:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import numpy as np
 
-from ami_agent.data.npz import RowReader, Table
 from ami_agent.data.recording import (
     WHOLE,
     Column,
@@ -32,6 +33,33 @@ from modules.types import ConfigError
 NEXT_OBS, OFFSETS, LENGTHS = "next_observations", "ep_offset", "ep_len"
 ENDS = ("terminals", "dones")
 BOOKKEEPING = (*ENDS, "timeouts", "valids", OFFSETS, LENGTHS)
+
+
+class Table(Protocol):
+    """Arrays with one row for each step, in a file."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def columns(self) -> Mapping[str, Column]: ...
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """The rows of each column."""
+        ...
+
+    def whole(self, name: str) -> np.ndarray:
+        """A column in memory."""
+        ...
+
+    def reader(self, first: int = 0) -> AbstractContextManager[RowReader]:
+        """Within the block, a reader of rows from row `first` on."""
+        ...
+
+
+class RowReader(Protocol):
+    def __call__(self, name: str, count: int) -> np.ndarray:
+        """The next `count` rows of a column, several joined by +."""
+        ...
 
 
 class FlatRecording(Recording):

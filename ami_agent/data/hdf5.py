@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ami_agent.data.flat import FlatRecording, kind_of
-from ami_agent.data.npz import RowReader
+from ami_agent.data.flat import FlatRecording, RowReader, kind_of
 from ami_agent.data.recording import (
     ACTIONS,
     OBSERVATIONS,
@@ -180,7 +179,8 @@ class DemoRecording(Recording):
     def _choose(
         self, chosen: Mapping[str, str], obs: Mapping[str, Column], own: Mapping[str, Column]
     ) -> Keys:
-        """All observations of the group by name, a single one as a whole, unless the user chooses."""
+        """All observations of the group by name; one alone, or what the user chooses, is the
+        whole."""
         others = {n: c for n, c in own.items() if "/" not in n}
         if not any(role.startswith(OBSERVATIONS) for role in chosen) and obs:
             parts = {name: name for name in obs} if len(obs) > 1 else {WHOLE: next(iter(obs))}

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 
+from ami_agent.data.flat import RowReader
 from ami_agent.data.recording import (
     Column,
     Episode,
@@ -33,50 +34,35 @@ saves no more."""
 NOT_WHOLE = "is not a whole .npz file"
 
 
-class Table(Protocol):
-    """Arrays with one row for each step, in a file."""
-
-    label: str
-    columns: Mapping[str, Column]
-    rows: Mapping[str, int]  # of each column
-
-    def whole(self, name: str) -> np.ndarray:
-        """A column in memory."""
-        ...
-
-    @contextmanager
-    def reader(self, first: int = 0) -> Iterator[RowReader]:
-        """Within the block, a reader of rows from row `first` on."""
-        ...
-
-
-class RowReader(Protocol):
-    def __call__(self, name: str, count: int) -> np.ndarray:
-        """The next `count` rows of a column, several joined by +."""
-        ...
-
-
 class NpzTable:
     """The arrays of one `.npz` file."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.label = path, str(path)
-        self.columns: dict[str, Column] = {}
-        self.rows: dict[str, int] = {}
+        columns: dict[str, Column] = {}
+        rows: dict[str, int] = {}
         self._starts: dict[str, int] = {}  # bytes of the header before the rows
         with self._open() as archive:
             members = archive.infolist()
             if len(members) > MAX_ARRAYS:
                 raise ConfigError(f"{path} holds more than {MAX_ARRAYS} arrays")
             for member in members:
-                self._add(archive, member)
+                name, shape, dtype, start = self._header(archive, member)
+                if shape:
+                    columns[name], rows[name] = Column(shape[1:], dtype), shape[0]
+                    self._starts[name] = start
+        self.columns: Mapping[str, Column] = columns
+        self.rows: Mapping[str, int] = rows
 
     def _open(self) -> closing[zipfile.ZipFile]:
         with files.one_line_errors(self.path, NOT_WHOLE):
             return closing(_Archive(files.open_regular(self.path)))
 
-    def _add(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-        """Reads the header of one array; ConfigError where it contradicts the bytes of the file."""
+    def _header(
+        self, archive: zipfile.ZipFile, member: zipfile.ZipInfo
+    ) -> tuple[str, tuple[int, ...], np.dtype, int]:
+        """Name, shape and dtype of one array, and the bytes before its rows; ConfigError where they
+        contradict the bytes of the file."""
         name = member.filename.removesuffix(".npy")
         label = f"{self.path}: {name[:100]}"
         if member.file_size > MAX_RATIO * max(member.compress_size, 64):
@@ -104,9 +90,7 @@ class NpzTable:
             raise ConfigError(
                 f"{label} is stored column by column: save numpy.ascontiguousarray of it"
             )
-        if shape:
-            self.columns[name] = Column(shape[1:], dtype)
-            self.rows[name], self._starts[name] = shape[0], start
+        return name, shape, dtype, start
 
     def whole(self, name: str) -> np.ndarray:
         with self.reader() as read:
@@ -155,7 +139,7 @@ def _fill(file: BinaryIO, array: np.ndarray) -> None:
     """Reads as many bytes as the array has; EOFError where there are fewer."""
     if not array.nbytes:
         return
-    view, filled = memoryview(array).cast("B"), 0
+    view, filled = memoryview(array.data).cast("B"), 0
     while filled < len(view):
         count = file.readinto(view[filled:])  # type: ignore[attr-defined]
         if not count:
@@ -229,7 +213,7 @@ class NpzFolder(Recording):
                 yield Episode(obs, read(keys.actions, steps), rewards, terminated, more)
 
 
-def _by_number(path: Path) -> Sequence[tuple[int, str]]:
+def _by_number(path: Path) -> list[tuple[int, str]]:
     """Sorts `episode-10` behind `episode-9`."""
     parts = re.split(r"(\d+)", path.name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

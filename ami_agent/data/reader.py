@@ -22,8 +22,8 @@ ZIP = b"PK"
 MINARI_ID = re.compile(r"([\w.-]+/)*[\w.-]+-v\d+")
 READABLE = (
     "a .npz file as OGBench's, an HDF5 file (as robomimic, stable-worldmodel and D4RL write it), a "
-    "folder of .npz files, one an episode, a run that kept its replay buffer, or the id of a Minari "
-    "dataset"
+    "folder of .npz files, one an episode, a run that kept its replay buffer, or the id of a "
+    "Minari dataset"
 )
 
 

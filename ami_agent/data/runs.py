@@ -1,5 +1,5 @@
-"""Replay buffers that runs have kept (`--keep-replay-buffer`), read as data: nothing that a run folder
-names is imported."""
+"""Replay buffers that runs have kept (`--keep-replay-buffer`), read as data: nothing that a run
+folder names is imported."""
 
 from __future__ import annotations
 

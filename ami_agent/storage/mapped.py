@@ -51,8 +51,8 @@ class MappedStorage:
         return torch.frombuffer(mapped, dtype=dtype).view(shape)
 
     def prefetch(self, part: Tensor, index: Tensor) -> None:
-        """Starts to read rows of `part` `[rows, B, ...]`, by their indices into rows * B, all at the
-        same time: one after the other, each would wait for the disk."""
+        """Starts to read rows of `part` `[rows, B, ...]`, by their indices into rows * B, all at
+        the same time: one after the other, each would wait for the disk."""
         if self._advise is None or index.numel() < MIN_ROWS:
             return
         row_bytes = part[0, 0].nbytes

@@ -26,7 +26,9 @@ def buffer_head(buffer: ReplayBuffer) -> dict[str, Tensor]:
     state = buffer.state_dict()
     parts = {name: state[name].detach().cpu().clone() for name in HEAD_PARTS}
     num_rows = torch.tensor(state["age"].shape[1])
-    return {**parts, "rows": num_rows, "recorded": buffer.recorded} if int(parts["steps"][0]) else {}
+    return (
+        {**parts, "rows": num_rows, "recorded": buffer.recorded} if int(parts["steps"][0]) else {}
+    )
 
 
 def num_recorded(head: Mapping[str, Tensor]) -> int:
