@@ -156,8 +156,8 @@ def test_a_minari_dataset_is_inspected_and_converted(tmp_path, monkeypatch):
     obs = [DATA.obs[DATA.rows(index)] for index in range(len(LENGTHS))]
     buffers = [
         minari.data_collector.EpisodeBuffer(
-            id=index, observations=obs[index], actions=obs[index][1:], rewards=np.ones(steps), terminations=np.ones(steps, bool),
-            truncations=np.zeros(steps, bool),
+            id=index, observations=obs[index], actions=obs[index][1:], rewards=np.ones(steps),
+            terminations=np.ones(steps, bool), truncations=np.zeros(steps, bool),
         )
         for index, steps in enumerate(LENGTHS)
     ]  # fmt: skip
