@@ -23,10 +23,12 @@ def draw_inspection(path: Path, found: Inspection) -> Path:
     )  # fmt: skip
     grid = figure.add_gridspec(rows, columns)
     axes = _plot(figure.add_subplot(grid[0, 0]), "steps of an episode")
-    axes.hist(found.recording.lengths, bins=30, color=PLANNED)
+    lengths = found.recording.lengths
+    axes.hist(lengths, bins=np.linspace(0, 1.05 * lengths.max(), 43).tolist(), color=PLANNED)
     axes.set_ylabel("episodes", color=MUTED, size=8)
     if found.paths:
         axes = _plot(figure.add_subplot(grid[0, 1]), "first two numbers of observations")
+        axes.set_aspect("equal", adjustable="datalim")
         for points in found.paths:
             axes.plot(points[:, 0], points[:, 1], color=PAST, lw=0.8, alpha=0.6)
             axes.plot(*points[0], "o", color=PLANNED, ms=3)
