@@ -1,0 +1,225 @@
+"""Point-maze data of OGBench (Park et al. 2025, arXiv 2410.20092), made again by the package's own
+rule: its environment, its oracle subgoals, noise of 0.5 on every action. They are not the files
+that OGBench publishes: those were drawn with unknown seeds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import gymnasium
+import numpy as np
+from rich.console import Console
+
+from ami_agent.adapters.imports import choose_gl_backend
+from ami_agent.adapters.numpy_random import numpy_random_of
+from ami_agent.logger import ConsoleLogger
+from ami_agent.storage import files
+from modules.types import ConfigError
+
+Cell: TypeAlias = tuple[int, int]  # row and column of the maze
+Arrays: TypeAlias = dict[str, np.ndarray]
+
+MAZES = ("medium", "large", "giant", "teleport")
+NOISE = 0.5  # standard deviation of each component of an action, whose limits are -1 and 1
+STITCH_DISTANCE = 4  # cells from the start of an episode to its goal
+BLOCK = 20  # episodes that are written together; what is done survives an interruption
+NEIGHBOURS = ((-1, 0), (0, -1), (1, 0), (0, 1))
+DTYPES: Mapping[str, type] = {
+    "observations": np.float32,
+    "actions": np.float32,
+    "terminals": np.bool_,
+    "qpos": np.float32,
+    "qvel": np.float32,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointMazeData:
+    """One of OGBench's data sets: the maze, the rule for goals, and its official size."""
+
+    maze: str
+    rule: str  # "navigate": a new goal when one is reached; "stitch": one goal nearby
+    episodes: int
+    steps: int  # rows of an episode, the last one's action leads nowhere that is recorded
+
+    @property
+    def env_id(self) -> str:
+        return f"pointmaze-{self.maze}-v0"
+
+    @property
+    def num_validation(self) -> int:
+        """Episodes of the validation file."""
+        return self.episodes // 10
+
+
+def point_maze_data(dataset: str, episodes: int = 0) -> PointMazeData:
+    """The data set of that name, "pointmaze-giant-navigate" with or without "-v0"; `episodes`: of
+    training, 0 is the official number. ConfigError for another name."""
+    found = re.fullmatch(r"pointmaze-(\w+)-(navigate|stitch)(-v0)?", dataset)
+    if not found or found[1] not in MAZES:
+        raise ConfigError(
+            f"data set {dataset!r} can't be made here: pointmaze-MAZE-RULE can, where MAZE is "
+            f"{', '.join(MAZES)} and RULE is navigate or stitch; others need policies that OGBench "
+            "does not ship, so download their files"
+        )
+    maze, rule = found[1], found[2]
+    if rule == "stitch":
+        size, steps = 5000, 201
+    else:
+        size, steps = (500, 2001) if maze == "giant" else (1000, 1001)
+    return PointMazeData(maze=maze, rule=rule, episodes=episodes or size, steps=steps)
+
+
+def check_ogbench() -> None:
+    """ConfigError where the package is missing or can't be imported."""
+    if find_spec("ogbench") is None:
+        raise ConfigError("ogbench is not installed: pip install 'ami-agent[ogbench]'")
+    choose_gl_backend()
+    try:
+        import ogbench  # noqa: F401  (it registers the environments)
+    except Exception as error:  # a package of other versions may raise anything
+        raise ConfigError(
+            f"ogbench can't be imported ({type(error).__name__}: {error}): "
+            "pip install 'ami-agent[ogbench]' installs versions that work together"
+        ) from error
+
+
+def make_ogbench(
+    dataset: str, out: Path, *, episodes: int = 0, seed: int = 0, console: Console
+) -> None:
+    """Writes the training episodes to `out` and a tenth as many to OUT-val.npz, in the layout of
+    OGBench. Finished blocks of episodes are kept in a folder beside `out` until then, and a command
+    that was interrupted continues. `episodes`: of training; 0 is the official number."""
+    data = point_maze_data(dataset, episodes)
+    if out.suffix != ".npz":
+        raise ConfigError(f"{out} must end in .npz, as OGBench's files do")
+    check_ogbench()
+    total = data.episodes + data.num_validation
+    folder = out.with_name(f"{out.stem}-{data.episodes}-seed-{seed}.parts")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    logger = ConsoleLogger(console)
+    with files.locked(folder):
+        parts = [folder / f"{first:05d}.npz" for first in range(0, total, BLOCK)]
+        done = [_is_readable(part) for part in parts]
+        with logger.progress(f"make {dataset}", total, min(total, BLOCK * sum(done))) as bar:
+            walker = Walker(data)
+            for first, part, is_done in zip(range(0, total, BLOCK), parts, done, strict=True):
+                if is_done:
+                    continue
+                block = range(first, min(first + BLOCK, total))
+                _write(part, [walker.episode(seed, index) for index in block], compress=False)
+                bar.advance(len(block))
+        rows = [dict(np.load(part)) for part in parts]
+        everything = {name: np.concatenate([row[name] for row in rows]) for name in DTYPES}
+        split = data.episodes * data.steps
+        _write(out, [{n: a[:split] for n, a in everything.items()}])
+        validation = out.with_name(f"{out.stem}-val.npz")
+        _write(validation, [{n: a[split:] for n, a in everything.items()}])
+        for part in parts:
+            part.unlink()
+    with suppress(OSError):
+        folder.rmdir()
+    logger.info(
+        f"{out}: {data.episodes} episodes of {data.steps} steps, made with seed {seed} by the rule "
+        f"of OGBench, not its published file; {data.num_validation} more in {validation.name}"
+    )
+
+
+def _is_readable(part: Path) -> bool:
+    with suppress(Exception):  # whatever a process that was killed left there
+        with np.load(part) as arrays:
+            return set(arrays) == set(DTYPES)
+    return False
+
+
+def _write(path: Path, episodes: list[Arrays], compress: bool = True) -> None:
+    arrays = {name: np.concatenate([part[name] for part in episodes]) for name in DTYPES}
+    save: Callable[..., None] = np.savez_compressed if compress else np.savez
+    with files.replacing(path) as draft, draft.open("wb") as file:
+        save(file, **arrays)
+
+
+class Walker:
+    """A noisy walker in OGBench's own environment: each action is the direction to the oracle's
+    next subgoal, plus noise. An episode depends on the seed and its index alone."""
+
+    def __init__(self, data: PointMazeData) -> None:
+        self.data = data
+        self.env: Any = gymnasium.make(
+            data.env_id, terminate_at_goal=False, disable_env_checker=True
+        ).unwrapped
+        self.free = [tuple(cell) for cell in np.argwhere(self.env.maze_map == 0).tolist()]
+        self.junctions = [cell for cell in self.free if not self._is_hallway(cell)]
+        self.subgoal = cache(self._subgoal)
+
+    def _is_hallway(self, cell: Cell) -> bool:
+        """Whether the cell is in the middle of a straight lane."""
+        up, left, down, right = (self._is_wall(_add(cell, step)) for step in NEIGHBOURS)
+        return (up, down, left, right) in [(False, False, True, True), (True, True, False, False)]
+
+    def _is_wall(self, cell: Cell) -> bool:
+        return bool(self.env.maze_map[cell] == 1)
+
+    def _subgoal(self, here: Cell, goal: Cell) -> np.ndarray:
+        """The middle of the next cell on the shortest path; the present one's if there is none."""
+        ij_to_xy = self.env.ij_to_xy
+        subgoal, _ = self.env.get_oracle_subgoal(ij_to_xy(here), ij_to_xy(goal))
+        return subgoal
+
+    def episode(self, seed: int, index: int) -> Arrays:
+        """The rows of one episode, each `[T, *]`."""
+        draws = np.random.SeedSequence([seed, index]).generate_state(1)[0]
+        with numpy_random_of(np.random.RandomState(draws)):  # OGBench draws from the global one
+            rows = list(self._rows())
+        columns = zip(DTYPES.items(), zip(*rows, strict=True), strict=True)
+        return {name: np.asarray(column, dtype=dtype) for (name, dtype), column in columns}
+
+    def _rows(self) -> Iterator[tuple[Any, ...]]:
+        """Observation, action, whether the episode ends, position and velocity, for each step."""
+        env, draw = self.env, np.random.mtrand._rand
+        start = _choice(draw, self.free)
+        goal = _choice(draw, self._near(start) if self.data.rule == "stitch" else self.junctions)
+        obs, _ = env.reset(
+            seed=int(draw.randint(2**31)),
+            options={"task_info": {"init_ij": start, "goal_ij": goal}},
+        )
+        for step in range(self.data.steps):
+            position = env.get_xy()
+            direction = self.subgoal(env.xy_to_ij(position), env.xy_to_ij(env.cur_goal_xy))
+            direction = direction - position
+            direction = direction / (np.linalg.norm(direction) + 1e-6)
+            action = np.clip(direction + draw.normal(0, NOISE, 2), -1, 1)
+            next_obs, _, _, _, info = env.step(action)
+            if info["success"] and self.data.rule == "navigate":
+                env.set_goal(_choice(draw, self.junctions))
+            is_last = step == self.data.steps - 1
+            yield obs, action, is_last, info["prev_qpos"], info["prev_qvel"]
+            obs = next_obs
+
+    def _near(self, start: Cell) -> list[Cell]:
+        """The cells whose shortest path from `start` has STITCH_DISTANCE steps; `start` itself if
+        there are none."""
+        reached, frontier = {start}, [start]
+        for _ in range(STITCH_DISTANCE):
+            steps = [_add(cell, step) for cell in frontier for step in NEIGHBOURS]
+            frontier = [
+                cell for cell in dict.fromkeys(steps)
+                if cell not in reached and not self._is_wall(cell)
+            ]  # fmt: skip
+            reached |= set(frontier)
+        return frontier or [start]
+
+
+def _add(cell: Cell, step: Cell) -> Cell:
+    return cell[0] + step[0], cell[1] + step[1]
+
+
+def _choice(draw: np.random.RandomState, cells: list[Cell]) -> Cell:
+    return cells[draw.randint(len(cells))]
