@@ -195,3 +195,14 @@ def test_each_command_has_help(command, capsys):
     with pytest.raises(SystemExit):
         main(["data", command, "--help"])
     assert f"usage: ami data {command}" in capsys.readouterr().out
+
+
+def test_data_of_ogbench_are_made_and_read(tmp_path):
+    pytest.importorskip("ogbench", reason="ogbench is not installed")
+    out = tmp_path / "maze.npz"
+    names = ["ogbench", "pointmaze-medium-stitch"]
+    assert main(["data", "make", *names, "--out", str(out), "--episodes", "10"]) == 0
+    recording = open_recording(str(out), {})
+    assert recording.lengths.tolist() == [200] * 10
+    assert set(recording.extra) == {"qpos", "qvel"}
+    assert open_recording(str(tmp_path / "maze-val.npz"), {}).lengths.tolist() == [200]

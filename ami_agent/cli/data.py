@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from rich.console import Console
 
@@ -18,9 +18,19 @@ from ami_agent.logger import ConsoleLogger, print_line, print_table
 from ami_agent.storage.run_dir import write_json
 from modules.types import SEEDS, STEPS, ConfigError, validate_ranges
 
+Results: TypeAlias = dict[str, Any]
+
 
 @dataclass(frozen=True, kw_only=True)
-class InspectFlags:
+class DataFlags:
+    """What every command takes."""
+
+    json: str = ""
+    """A file for the results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectFlags(DataFlags):
     """Shows what recorded episodes hold: how many and how long, columns with shapes and ranges, how
     many terminate."""
 
@@ -28,12 +38,10 @@ class InspectFlags:
     """Which columns are what, as `--data.keys` of `ami train`."""
     out: str = ""
     """A PNG of the lengths, and of trajectories or frames."""
-    json: str = ""
-    """A file for the same figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertFlags:
+class ConvertFlags(DataFlags):
     """Converts recorded episodes; the ending of the result decides its layout."""
 
     keys: dict[str, str] = field(default_factory=dict)
@@ -41,7 +49,7 @@ class ConvertFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakeFlags:
+class MakeFlags(DataFlags):
     """Makes a data set of OGBench again by the package's own rule."""
 
     out: str = ""
@@ -54,24 +62,22 @@ class MakeFlags:
         validate_ranges(self, episodes=STEPS, seed=SEEDS)
 
 
-def inspect_command(names: Sequence[str], flags: InspectFlags, console: Console) -> None:
+def inspect_command(names: Sequence[str], flags: InspectFlags, console: Console) -> Results:
     (place,) = names
-    check_json_path(flags.json)
     found = inspect(open_recording(place, flags.keys), ConsoleLogger(console))
     print_table(console, place, ["what", ""], list(found.facts().items()))
     columns = ["column", "what", "shape", "dtype", "range"]
     print_table(console, "columns", columns, found.rows())
     for line in found.warnings():
         print_line(console, line)
-    if flags.json:
-        write_json(Path(flags.json), found.to_json())
     if flags.out:
         from ami_agent.data.draw import draw_inspection  # drawing is slow to import
 
         print_line(console, f"open {draw_inspection(Path(flags.out), found)}")
+    return found.to_json()
 
 
-def convert_command(names: Sequence[str], flags: ConvertFlags, console: Console) -> None:
+def convert_command(names: Sequence[str], flags: ConvertFlags, console: Console) -> Results:
     source, target = names[0], Path(names[1])
     logger = ConsoleLogger(console)
     recording = open_recording(source, flags.keys)
@@ -80,9 +86,11 @@ def convert_command(names: Sequence[str], flags: ConvertFlags, console: Console)
     if validation is not None:
         beside = target.with_name(f"{target.stem}-val.npz")
         convert(open_recording(str(validation), flags.keys), beside, logger)
+    steps = {"episodes": len(recording.lengths), "steps": recording.num_steps}
+    return {"path": str(target), "source": source, **steps}
 
 
-def make_command(names: Sequence[str], flags: MakeFlags, console: Console) -> None:
+def make_command(names: Sequence[str], flags: MakeFlags, console: Console) -> Results:
     suite, dataset = names
     if suite != "ogbench":
         raise ConfigError(f"data of {suite!r} can't be made; those of ogbench can")
@@ -90,10 +98,11 @@ def make_command(names: Sequence[str], flags: MakeFlags, console: Console) -> No
 
     out = Path(flags.out or f"{dataset}.npz")
     make_ogbench(dataset, out, episodes=flags.episodes, seed=flags.seed, console=console)
+    return {"path": str(out), "dataset": dataset, "seed": flags.seed}
 
 
 class Command(NamedTuple):
-    run: Callable[[Sequence[str], Any, Console], None]
+    run: Callable[[Sequence[str], Any, Console], Results]
     flags: Any  # their defaults
     names: tuple[str, ...]  # that stand before the flags
 
@@ -116,4 +125,7 @@ def data_command(name: str, argv: Sequence[str], console: Console) -> None:
     if len(names) < num_names or any(each.startswith("-") for each in names):
         raise ConfigError(f"it must be {usages[name]} [--flag ...]")
     flags = parse(command.flags, argv[num_names:], usages[name])
-    command.run(names, flags, console)
+    check_json_path(flags.json)
+    results = command.run(names, flags, console)
+    if flags.json:
+        write_json(Path(flags.json), results)

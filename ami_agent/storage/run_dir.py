@@ -5,7 +5,7 @@ spaces.json     the spaces of the environment in which the agent was trained
 manifest.json   seed, device, versions, commit, seconds per stage
 metrics.jsonl   every logged metric; TensorBoard's events beside it
 checkpoints/    weights (safetensors and JSON, checksummed)
-replay/         the replay buffer in chunks, during training
+replay/         the collected steps of the replay buffer in chunks, during training
 memory/         the replay buffer, with --keep-replay-buffer
 .lock           the process that trains here, if one does
 eval.json       the last evaluation
