@@ -104,7 +104,9 @@ def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
         yield MemoryUse(
             buffer_size(config, spec) + encoded,
             "the replay buffer",
-            "--collect.num-envs, --collect.steps or --actor-critic.steps",
+            "--data.steps or --actor-critic.steps"
+            if isinstance(config.collect, training.LoadDataset)
+            else "--collect.num-envs, --collect.steps or --actor-critic.steps",
         )
     graph, landmarks = config.actor.subgoals, config.find(training.SelectLandmarks)
     if landmarks and isinstance(graph, components.LandmarkGraphConfig):

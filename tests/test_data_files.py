@@ -58,7 +58,7 @@ def _registered():
 
 
 def h5py():
-    return pytest.importorskip("h5py", reason="the extra `minari` is not installed")
+    return pytest.importorskip("h5py", reason="the extra `hdf5` is not installed")
 
 
 class Recorded:
@@ -486,7 +486,9 @@ def test_files_of_a_folder_must_be_alike(tmp_path):
 def test_a_missing_h5py_is_reported_with_the_line_that_installs_it(tmp_path, monkeypatch):
     path = write_swm(tmp_path / "data.h5")
     monkeypatch.setitem(sys.modules, "h5py", None)  # as if it were not installed
-    with pytest.raises(ConfigError, match=r"h5py is not installed: pip install h5py"):
+    with pytest.raises(
+        ConfigError, match=r"h5py is not installed: pip install 'ami-agent\[hdf5\]'"
+    ):
         open_recording(str(path), {})
 
 

@@ -143,7 +143,9 @@ def test_returns_whole_episodes(steps, capacity):
     windows = [memory.get_episode(episode) for episode in memory.episode_ids()]
     for window in windows:
         assert_is_one_window(window)
-    assert sum(window.actions.shape[1] for window in windows) == len(memory)
+    lengths = [window.actions.shape[1] for window in windows]
+    assert memory.episode_lengths().tolist() == lengths
+    assert sum(lengths) == len(memory)
     assert len(memory) == len(windows_by_hand(3, steps, capacity, 1))
     long = [s for s in windows if s.actions.shape[1] >= 3]
     assert memory.episode_ids(3).tolist() == [int(s.episode_id) for s in long]

@@ -48,9 +48,13 @@ def convert(recording: Recording, out: Path, logger: Logger) -> None:
     draft = out.with_name(f".{out.name}.parts")
     with files.locked(draft), files.writing(out):
         raw = RawColumns(draft, recording)
-        with logger.progress("read", len(recording.lengths), raw.num_done) as progress:
-            for _ in raw.append():
-                progress.advance()
+        try:
+            with logger.progress("read", len(recording.lengths), raw.num_done) as progress:
+                for _ in raw.append():
+                    progress.advance()
+        except ConfigError:  # it would fail again
+            files.remove_folder(draft)
+            raise
         logger.info(f"writes {out}")
         write(out, raw)
         logger.info(f"{out}: {len(raw.lengths):,} episodes, {recording.num_steps:,} steps")
@@ -62,7 +66,9 @@ def _writer(out: Path) -> Write:
         return write_npz
     if out.suffix in (".h5", ".hdf5"):
         if find_spec("h5py") is None:
-            raise ConfigError(f"{out} needs h5py, which is not installed: pip install h5py")
+            raise ConfigError(
+                f"{out} needs h5py, which is not installed: pip install 'ami-agent[hdf5]'"
+            )
         return write_hdf5
     if out.suffix:
         raise ConfigError(f"{out} ends in {out.suffix}; it must end in {ENDINGS}")
@@ -95,8 +101,10 @@ class RawColumns:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a conversion to continue."""
+        source = Path(self.recording.label).absolute()
         return {
-            "source": str(Path(self.recording.label).absolute()),
+            "source": str(source),
+            "modified": source.stat().st_mtime_ns if source.exists() else 0,
             "rows": self.num_rows, "episodes": len(self.lengths),
             "columns": {name: str(column) for name, column in self.columns.items()},
         }  # fmt: skip

@@ -42,7 +42,9 @@ DEMO = re.compile(r"data/(demo_\d+)/(.+)")
 def open_hdf5(path: Path) -> Iterator[Any]:
     """The file, for reading; ConfigError where it is none, or h5py is not installed."""
     if find_spec("h5py") is None:
-        raise ConfigError(f"{path} is an HDF5 file, and h5py is not installed: pip install h5py")
+        raise ConfigError(
+            f"{path} is an HDF5 file, and h5py is not installed: pip install 'ami-agent[hdf5]'"
+        )
     import h5py  # comes with the extra of Minari
 
     with files.one_line_errors(path, CANT_READ):

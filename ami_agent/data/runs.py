@@ -107,8 +107,7 @@ class RunRecording(Recording):
         self.extra = {}
         self.keys = Keys({part: name for part, (name, _) in self._fields.items()}, "action",
                          "interoception", "terminated")  # fmt: skip
-        lengths = [self._buffer.get_episode(n).actions.shape[1] for n in self._numbers]
-        self.lengths = check_lengths(self.label, np.array(lengths))
+        self.lengths = check_lengths(self.label, self._buffer.episode_lengths().numpy())
 
     def episodes(self, first: int = 0, extra: bool = False) -> Iterator[Episode]:
         for number in self._numbers[first:]:

@@ -9,6 +9,7 @@ import mmap
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from math import prod
 from pathlib import Path
@@ -53,7 +54,7 @@ class MappedStorage:
     def prefetch(self, part: Tensor, index: Tensor) -> None:
         """Starts to read rows of `part` `[rows, B, ...]`, by their indices into rows * B, all at
         the same time: one after the other, each would wait for the disk."""
-        if self._advise is None or index.numel() < MIN_ROWS:
+        if self._advise is None or index.numel() < MIN_ROWS or part.device.type != "cpu":
             return
         row_bytes = part[0, 0].nbytes
         first = part.data_ptr() + index.flatten().numpy() * row_bytes
@@ -78,7 +79,7 @@ class MappedStorage:
             ) from None
 
 
-def _process_madvise():  # type: ignore[no-untyped-def]
+def _process_madvise() -> Callable[[np.ndarray], bool] | None:
     """A function that advises the kernel that ranges `[N, 2]` (address, bytes) of this process will
     be needed, and returns whether it could; None where there is none."""
     with suppress(OSError, AttributeError):

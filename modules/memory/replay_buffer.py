@@ -264,6 +264,10 @@ class ReplayBuffer:
         env, since = first // self._columns, first % self._columns
         return self._episode[env, (since + self._oldest()) % self._rows]
 
+    def episode_lengths(self) -> Tensor:
+        """`[E]` int64: the stored steps of each of these episodes."""
+        return self._find(1, pad=False).episode_bounds.diff()
+
     def get_episode(self, episode: int | Tensor) -> Trajectory:
         """The stored steps of one episode, obs `[1, T + 1, *O]`; ConfigError if there are none."""
         order = self._order()
