@@ -488,7 +488,7 @@ class Trainer:
             loader = self.config.collect.start(self.agent, self.config.env, 0)
             here = {"step": torch.tensor(loader.total), "recorded": head["recorded"]}
             loader.load_state_dict(with_prefixes({"here": here}))
-            loader.finish()
+            loader.close_envs()
         if recorded < int(head["steps"][0]):
             buffer.load_state_dict(self.chunks.load(head, max_rows))
 

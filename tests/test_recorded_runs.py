@@ -224,3 +224,18 @@ def test_advice_is_taken_by_this_kernel(tmp_path):
     part = storage.zeros((5000, 1, 64), torch.float32)
     storage.prefetch(part, torch.arange(0, 5000, 2)[None])
     assert storage._advise is not None
+
+
+def test_reference_observations_are_drawn_from_recorded_ones(path, tmp_path, monkeypatch):
+    config = override(
+        config_of(path), {"memory.num_reference_obs": 16, "stages.actor_critic": None}
+    )
+    with monkeypatch.context() as patched:
+        stopped_at(patched, "train_jepa", 2)
+        with pytest.raises(Stopped):
+            ami.train(config, out=tmp_path / "run")
+    agent = ami.train(config, out=tmp_path / "run", resume=True)
+    recorded = np.load(path)["observations"]
+    kept = agent.reference_obs.observations()
+    assert np.isin(kept.numpy(), recorded).all()
+    assert len(kept.unique()) > 8

@@ -66,6 +66,9 @@ class MappedStorage:
                 return
 
     def _reserve(self, descriptor: int, size: int) -> None:
+        os.ftruncate(descriptor, size)
+        if not hasattr(os, "posix_fallocate"):  # macOS
+            return
         try:
             os.posix_fallocate(descriptor, 0, size)
         except OSError as error:

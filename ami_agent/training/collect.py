@@ -148,7 +148,7 @@ class LoadDataset(Stage):
         return from_minari(self.minari, env) if self.minari else from_run(self.run, env)
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
-        return DatasetLoader(agent, env.build(1), self)
+        return DatasetLoader(agent, env.build(1), self, seed)
 
 
 def describe_constant_reward(buffer: ReplayBuffer) -> str:
@@ -160,6 +160,15 @@ def describe_constant_reward(buffer: ReplayBuffer) -> str:
     if rewards[0] != 0 and bool(buffer.values("terminated").any()):
         return f"{text}: only how long an episode lasts can be learnt from"
     return f"{text}: nothing to learn from yet"
+
+
+def store_reference_obs(agent: Agent, seed: int) -> None:
+    """Gives the agent a sample of the observations in its replay buffer to recognise states by."""
+    reference_obs = agent.reference_obs
+    if reference_obs.capacity:
+        generator = torch.Generator().manual_seed(seed)
+        sample = agent.replay_buffer.sample(reference_obs.capacity, 1, generator, parts=OBS_ONLY)
+        reference_obs.store(tree_map(lambda part: part[:, 0], sample.obs))
 
 
 class Collector(StageRun):
@@ -297,13 +306,7 @@ class Collector(StageRun):
 
     def finish(self) -> None:
         self.env.close()
-        reference_obs = self.agent.reference_obs
-        if reference_obs.capacity:
-            generator = torch.Generator().manual_seed(self.seed)
-            sample = self.agent.replay_buffer.sample(
-                reference_obs.capacity, 1, generator, parts=OBS_ONLY
-            )
-            reference_obs.store(tree_map(lambda part: part[:, 0], sample.obs))
+        store_reference_obs(self.agent, self.seed)
 
 
 class RandomCollector(Collector):
@@ -330,8 +333,9 @@ class DatasetLoader(StageRun):
     """Loads one episode per update. A checkpoint holds their number and checksum alone: a run that
     is resumed reads them again."""
 
-    def __init__(self, agent: Agent, env: EnvAdapter, stage: LoadDataset) -> None:
+    def __init__(self, agent: Agent, env: EnvAdapter, stage: LoadDataset, seed: int) -> None:
         self.agent, self.env, self.dataset = agent, env, stage.dataset(env)
+        self.seed = seed
         self.total, self.episodes = self.dataset.num_episodes, self.dataset.episodes(0)
 
     def update(self) -> dict[str, Tensor]:
@@ -340,6 +344,10 @@ class DatasetLoader(StageRun):
         return {}
 
     def finish(self) -> None:
+        self.close_envs()
+        store_reference_obs(self.agent, self.seed)
+
+    def close_envs(self) -> None:
         self.env.close()
 
     def state_dict(self) -> dict[str, Tensor]:
