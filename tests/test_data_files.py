@@ -212,10 +212,9 @@ def test_episodes_are_those_that_the_loader_of_ogbench_gives(tmp_path):
     assert np.array_equal(actions, loaded["actions"])
 
 
-def test_terminals_of_d4rl_terminate_and_its_timeouts_do_not(tmp_path):
-    terminals = DATA.ends.copy()
-    terminals[DATA.rows(0).stop - 1] = False
-    timeouts = DATA.ends & ~terminals
+def test_terminals_of_d4rl_terminate_and_timeouts_and_the_end_of_the_recording_do_not(tmp_path):
+    terminals, timeouts = np.zeros_like(DATA.ends), np.zeros_like(DATA.ends)
+    timeouts[DATA.rows(0).stop - 1] = terminals[DATA.rows(1).stop - 1] = True
     path = tmp_path / "data.h5"
     with h5py().File(path, "w") as file:
         for name, column in {
@@ -226,7 +225,7 @@ def test_terminals_of_d4rl_terminate_and_its_timeouts_do_not(tmp_path):
             file[name] = column
     episodes = list(open_recording(str(path), {}).episodes())
     assert [len(e.rewards) for e in episodes] == [steps + 1 for steps in LENGTHS]
-    assert [e.terminated.any() for e in episodes] == [False, True, True]
+    assert [e.terminated.any() for e in episodes] == [False, True, False]
     assert all(not e.terminated[:-1].any() for e in episodes)
 
 

@@ -7,7 +7,7 @@ stable-worldmodel's HDF5. Where they end decides how the rows are read:
 - stable-worldmodel: `ep_offset` and `ep_len` say which rows are an episode, again T + 1. Its
   `reward` and `terminated` came with the observation of their row.
 - With `next_observations` (D4RL, OGBench's regular form) an episode has T rows. D4RL's `terminals`
-  are the environment's own ends, and `timeouts` the others.
+  are the environment's own ends, `timeouts` the others, and the last episode may have neither.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ class FlatRecording(Recording):
         ends = np.logical_or.reduce(list(found.values()))
         if "timeouts" in found:
             self._terminals = found.get("terminals", np.zeros_like(ends))
+            ends[-1] |= ends.any()
         elif "valids" in columns:
             ends = ~self._flags("valids")
         if not ends[-1]:

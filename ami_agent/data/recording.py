@@ -114,12 +114,6 @@ class Keys(NamedTuple):
         """The single columns."""
         return [name for key in self.all for name in key.split("+")]
 
-    def by_role(self) -> dict[str, str]:
-        """The keys by what the user calls them in `--data.keys`."""
-        obs = {f"{OBSERVATIONS}/{part}".rstrip("/"): key for part, key in self.obs.items()}
-        others = dict(zip(ROLES[1:], self[1:], strict=True))
-        return {**obs, **{role: key for role, key in others.items() if key}}
-
 
 class KeyChooser:
     """Finds which column of a file is what: the user's choice (`--data.keys ROLE NAME`), or the
