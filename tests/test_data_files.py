@@ -419,7 +419,17 @@ def set_array(name, values):
     return harm
 
 
+def nested(file):
+    """Forty groups, each with two names in the one above: 2**40 ways lead to the last."""
+    group = file.create_group("group")
+    for _ in range(40):
+        inner = group.create_group("a")
+        group["b"] = inner
+        group = inner
+
+
 BAD_HDF5 = {
+    "names": (nested, r"/group/a has several names; a group has one"),
     "link": (lambda f: f.__setitem__("more", h5py().ExternalLink("/etc/passwd", "/")), "is a link"),
     "claim": (
         lambda f: f.create_dataset("more", (2**40,), "u1", chunks=True), r"more claims .* bytes"

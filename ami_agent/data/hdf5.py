@@ -79,6 +79,10 @@ def _arrays(group: Any, depth: int = files.MAX_DEPTH) -> Iterator[tuple[str, Any
             raise ConfigError(f"{group.file.filename}: {group.name}/{name} is a link elsewhere")
         item = group[name]
         if isinstance(item, h5py.Group):
+            if h5py.h5o.get_info(item.id).rc > 1:  # the ways to an array could be without number
+                raise ConfigError(
+                    f"{group.file.filename}: {group.name}/{name} has several names; a group has one"
+                )
             yield from _arrays(item, depth - 1)
         elif isinstance(item, h5py.Dataset):
             yield item.name, item
