@@ -5,7 +5,8 @@ are larger than memory: updates of the stage `train_jepa` beside the same update
 
 The updates take turns, so that other load on the machine slows all alike. "cached": the pages of
 the file are in memory, as those of a file that fits. "from disk": every page is dropped from memory
-before each update, which is worse than any file that is only partly in memory.
+before each update, which is worse than any file that is only partly in memory. `--large-gib 40`
+adds a file of that size, which should be larger than the memory of the machine.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Pictures(gymnasium.Env):
 
 
 def episode(generator: torch.Generator) -> Trajectory:
-    """Random pictures, which cost as much to read as any."""
+    """Random pictures."""
     size = (1, STEPS + 1, 3, SIDE, SIDE)
     return Trajectory(
         torch.randint(256, size, dtype=torch.uint8, generator=generator),
@@ -68,9 +69,9 @@ def filled(config: ami.Config, num_episodes: int, folder: Path | None) -> Agent:
             num_episodes * (STEPS + 1), env.spec.empty_transition(1),
             storage=None if folder is None else MappedStorage(folder),
         )  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
+    recorded = episode(torch.Generator().manual_seed(0))
     for _ in range(num_episodes):
-        agent.replay_buffer.add_episode(episode(generator))
+        agent.replay_buffer.add_episode(recorded)
     return agent
 
 
@@ -95,6 +96,7 @@ def mib_read() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--gib", type=float, default=1.0, help="of pictures")
+    parser.add_argument("--large-gib", type=float, default=0.0)
     parser.add_argument("--updates", type=int, default=30, help="of each kind")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument(
@@ -106,13 +108,17 @@ def main() -> None:
         ami.recipes.gym(ami.EnvConfig(id="benchmark/Pictures-v0")),
         {"stages.train_jepa.optim.batch_size": flags.batch_size},
     )
-    num_episodes = max(1, round(flags.gib * 2**30 / (SIDE * SIDE * 3 * STEPS)))
+    num_episodes, num_large = (
+        round(gib * 2**30 / (SIDE * SIDE * 3 * STEPS)) for gib in (flags.gib, flags.large_gib)
+    )
     console.print(f"{num_episodes * STEPS:,} pictures of {SIDE}x{SIDE}x3")
     agents = {
         "in memory": filled(config, num_episodes, None),
         "mapped, cached": filled(config, num_episodes, flags.out),
     }
     agents["mapped, from disk"] = filled(config, num_episodes, flags.out)
+    if num_large:
+        agents[f"mapped, {flags.large_gib:g} GiB"] = filled(config, num_large, flags.out)
     runs = {
         name: config.stages["train_jepa"].start(agent, config.env, 0)
         for name, agent in agents.items()
