@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 from ami_agent.cli.main import main
 
@@ -74,6 +74,8 @@ def fuzzed(*strategies: Any, examples: int) -> Callable[[Callable[..., None]], A
             max_examples=20 if SECONDS else examples,
             derandomize=not SECONDS, database=None, deadline=None,
             suppress_health_check=list(HealthCheck),
+            # to explain a failure it traces every line, which makes work of seconds late
+            phases=set(Phase) - {Phase.explain},
         )  # fmt: skip
         batch = profile(given(*strategies)(one))
         if not SECONDS:

@@ -176,6 +176,7 @@ def command_lines(draw: Any) -> list[str]:
 @fuzzed(command_lines(), examples=75)
 @example(["train", "two-rooms", "--train-jepa.weights.interoception", "1", "", ""])
 @example(["show", "run", "--live=/"])
+@example(["train", " "])
 def test_a_command_line_is_executed_or_refused_in_one_line(argv):
     found = answer(*argv)
     event(f"{argv[0] if argv[0] in SUBJECTS else 'other'} {found.code}")
@@ -183,7 +184,7 @@ def test_a_command_line_is_executed_or_refused_in_one_line(argv):
         pieces = {piece for arg in argv for piece in re.split(r"[=.:/-]+", arg)}
         pieces |= {arg.partition("=")[2] for arg in argv}
         named = {one_line(part)[:40].strip() for part in {*argv, *pieces}} - {""}
-        named |= {"''", "."}  # how '' is shown, as text and as a folder
+        named |= {"''", "' '", "."}  # how '' and blanks are shown, as text and as a folder
         assert any(part in found.error for part in named), found.error
 
 
