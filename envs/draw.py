@@ -21,11 +21,21 @@ def _dot_profiles(position: Tensor, size: int, std: float) -> tuple[Tensor, Tens
     return across.unsqueeze(-2), 255 * down.unsqueeze(-1)
 
 
-def draw_dot(position: Tensor, size: int, std: float) -> Tensor:
-    """Positions [B, 2] in pixels -> images [B, S, S] uint8 of a Gaussian dot with peak 255."""
+def draw_dot(
+    position: Tensor,
+    size: int,
+    std: float,
+    rounding: float = ROUNDING,
+    peak_on_pixel: bool = False,
+) -> Tensor:
+    """Positions [B, 2] in pixels -> images [B, S, S] uint8 of a Gaussian dot with peak 255, which
+    the pixel nearest to the position has where the peak is to be on a pixel."""
     across, down = _dot_profiles(position, size, std)
-    rounding = torch.full((), ROUNDING, device=position.device)
-    return torch.addcmul(rounding, down, across).to(torch.uint8)
+    if peak_on_pixel:
+        across = across / across.amax(-1, keepdim=True)
+        down = 255 * (down / down.amax(-2, keepdim=True))  # so that no rounding exceeds 255
+    offset = torch.full((), rounding, device=position.device)
+    return torch.addcmul(offset, down, across).to(torch.uint8)
 
 
 def draw_dots(positions: Tensor, size: int, std: float) -> Tensor:

@@ -85,7 +85,7 @@ def test_the_background_reveals_neither_dot_nor_goal():
     assert np.abs(position.mean(0) - pixel.mean()).max() < 1
 
 
-@pytest.mark.parametrize(("variant", "count"), [("random", 50), ("swm", 4)])
+@pytest.mark.parametrize(("variant", "count"), [("random", 50), ("eb-fixed", 10)])
 def test_distractors_move_straight_and_bounce_off_the_borders(variant, count):
     vec_env = TwoRoomsVectorEnv(count, variant=variant, num_distractors=3, max_episode_steps=200)
     vec_env.reset(seed=0)

@@ -1,53 +1,45 @@
-"""How the point mass moves, the expert, which takes the shortest path, and the behaviour policies
-of the published data. Two rectangles of wall with a door between them stop the point mass.
-Positions are `(x, y)` in pixels of the variant's own image, y down. A layout is `(wall x, door y)`.
-What is about movement is batched over any leading dimensions."""
+"""How the point mass moves, and where it may be. Two rectangles of wall with a door between them
+stop the point mass. Positions are `(x, y)` in pixels of the variant's own image, y down. A layout
+is `(wall x, door y)`. What is about movement is batched over any leading dimensions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ..base import SegmentState
-from ..batch import pick
-from ..geometry import direction, fraction_before
-from ..rng import normal, truncated_normal, uniform, von_mises
+from ..geometry import fraction_before
 
 STANDOFF = 0.01  # pixels left between a stopped point mass and the wall
-REBOUND = 0.4  # pixels, the mean of |N(0, 0.5)|
+REBOUND_STD = 0.5  # pixels
+MEAN_REBOUND = (0.0, math.sqrt(2 / math.pi))  # of standard normal noise: along the wall, and away
+BORDER_GAP = 0.3  # pixels that a rebound leaves to the borders of the room
 TINY = 1e-9
-
-BLOCKED = 1e6  # the length of a path that isn't open
-AT_WAYPOINT = 0.05  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arena:
-    """The square that positions are in, and the wall across it. All lengths in pixels."""
+    """The square that positions are in, and what of the wall across it is solid to the point mass's
+    position; what is drawn may be wider or narrower. All lengths in pixels."""
 
     low: float
     high: float
-    wall_width: float
+    half_wall: float
     half_door: float  # half of the door's opening
-    body: float = 0.0  # radius that the wall keeps from the point mass's position
     clearance: float = 1.5  # how far starts and goals keep from walls and borders
 
     @property
     def side(self) -> float:
         return self.high - self.low
 
-    @property
-    def half_wall(self) -> float:
-        """Half the width of what a position can't be in."""
-        return self.wall_width / 2 + self.body
 
-
-Contact: TypeAlias = Callable[[Arena, Tensor, Tensor, Tensor], Tensor]
-"""Arena, start `[..., 2]`, move `[..., 2]`, layout `[..., 2]` -> end `[..., 2]`."""
+Contact: TypeAlias = Callable[[Arena, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Arena, start `[..., 2]`, move `[..., 2]`, layout `[..., 2]`, noise `[..., 2]` -> end `[..., 2]`.
+The noise is standard normal; without it, a contact that is random does what it does on average."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +49,9 @@ class Motion:
     bound: float  # of the action space, each coordinate
     scale: float  # pixels per unit of action
     limit: Callable[[Tensor, float], Tensor]  # actions [..., 2] and bound -> those that count
-    shrink: Callable[[Tensor, float], Tensor]  # the same, by shortening and never by turning
+    shrink: Callable[[Tensor, float], Tensor]  # the expert's limit, which never turns an action
     contact: Contact
+    random_contact: bool = False
 
     @property
     def full_step(self) -> float:
@@ -117,26 +110,112 @@ def stop(arena: Arena, start: Tensor, move: Tensor, layout: Tensor) -> Tensor:
     return torch.where(is_free(arena, end, layout).unsqueeze(-1), end, start)
 
 
-def rebound(arena: Arena, start: Tensor, move: Tensor, layout: Tensor) -> Tensor:
-    """The point mass goes straight until it meets a wall or a border, and bounces back: by the mean
-    of the published half-normal noise of std 0.5 pixels, so that an action always has the same
-    effect."""
-    end = stop(arena, start, move, layout)
-    stopped = (start + move - end).norm(dim=-1, keepdim=True) > 2 * STANDOFF
-    for axis in torch.eye(2, dtype=move.dtype, device=move.device):
-        ahead = move.sign() * axis
-        blocked = ~is_free(arena, end + 2 * STANDOFF * ahead, layout).unsqueeze(-1)
-        end = stop(arena, end, -REBOUND * ahead * (blocked & stopped), layout)
-    return end
-
-
-def slide(arena: Arena, start: Tensor, move: Tensor, layout: Tensor) -> Tensor:
+def slide(
+    arena: Arena, start: Tensor, move: Tensor, layout: Tensor, noise: Tensor | None = None
+) -> Tensor:
     """The point mass goes straight until it meets a wall or a border, then along it."""
     end = stop(arena, start, move, layout)
     rest = move - (end - start)
     for axis in torch.eye(2, dtype=move.dtype, device=move.device):
         end = stop(arena, end, rest * axis, layout)
     return end
+
+
+class Hit(NamedTuple):
+    """What moves meet first: a side of the wall or a border, or a post of the door."""
+
+    fraction: Tensor  # [...] of the move; infinite where it meets nothing
+    vertical: Tensor  # [...] bool: it is met along y
+    post: Tensor  # [...] bool
+
+
+def first_hit(arena: Arena, start: Tensor, move: Tensor, layout: Tensor) -> Hit:
+    """What the moves meet, which are shorter than the rooms. The door's ends are open, and its
+    posts are met from within."""
+    wall_x, door_y = layout.unbind(-1)
+    forward = torch.where(move < 0, -1.0, 1.0)
+    speed = torch.where(move.abs() < TINY, TINY, move.abs())
+
+    def fraction_to(lines: Tensor, axis: int) -> Tensor:
+        """Of the move to lines across an axis, [...]; infinite where they are not met."""
+        fraction = (lines - start[..., axis]) * forward[..., axis] / speed[..., axis]
+        return torch.where((fraction >= 0) & (fraction <= 1), fraction, torch.inf)
+
+    border = torch.where(move < 0, arena.low, arena.high)
+    near, far = (wall_x + side * arena.half_wall * forward[..., 0] for side in (-1, 1))
+    sides = []
+    for line in (near, far):
+        fraction = fraction_to(line, 0)
+        height = start[..., 1] + fraction * move[..., 1] - door_y
+        sides.append(torch.where(height.abs() > arena.half_door, fraction, torch.inf))
+    across = torch.minimum(fraction_to(border[..., 0], 0), torch.minimum(*sides))
+    along = fraction_to(border[..., 1], 1)
+
+    post_y = door_y + forward[..., 1] * arena.half_door
+    to_post = fraction_to(post_y, 1)
+    offset = start[..., 0] + to_post * move[..., 0] - wall_x
+    post = to_post.isfinite() & (offset.abs() <= arena.half_wall)
+    fraction = torch.where(post, to_post, torch.minimum(across, along))
+    return Hit(fraction, post | (along <= across), post)
+
+
+def rebound(
+    arena: Arena, start: Tensor, move: Tensor, layout: Tensor, noise: Tensor | None = None
+) -> Tensor:
+    """From what it meets, the point mass rebounds by normal noise, of which the part away from it
+    is made positive; then it keeps `BORDER_GAP` to the borders of its room, unless it met a post.
+    The noise is [along what was met, away from it]."""
+    if noise is None:
+        noise = start.new_tensor(MEAN_REBOUND).expand_as(start)
+    hit = first_hit(arena, start, move, layout)
+    met = hit.fraction.isfinite().unsqueeze(-1)
+    point = start + move * torch.where(met, hit.fraction.unsqueeze(-1), 1.0)
+    along, away = (REBOUND_STD * noise).unbind(-1)
+    back = torch.where(move < 0, 1.0, -1.0) * away.abs().unsqueeze(-1)
+    vertical = torch.stack([~hit.vertical, hit.vertical], -1)
+    end = point + torch.where(vertical, back, along.unsqueeze(-1))
+
+    left = start[..., 0] < layout[..., 0]
+    low, high = torch.full_like(end, arena.low), torch.full_like(end, arena.high)
+    low[..., 0] = torch.where(left, arena.low, layout[..., 0] + arena.half_wall)
+    high[..., 0] = torch.where(left, layout[..., 0] - arena.half_wall, arena.high)
+    inside = torch.where(end <= low, low + BORDER_GAP, end)
+    inside = torch.where(end >= high, high - BORDER_GAP, inside)
+    end = torch.where(hit.post.unsqueeze(-1), end, inside)
+    return torch.where(met, end, start + move)
+
+
+def refuse(
+    arena: Arena, start: Tensor, move: Tensor, layout: Tensor, noise: Tensor | None = None
+) -> Tensor:
+    """A move that would meet a wall or a border does not happen."""
+    free = first_hit(arena, start, move, layout).fraction.isinf()
+    return torch.where(free.unsqueeze(-1), start + move, start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndOutside:
+    """Only where a move ends matters: beyond the borders, it ends on them; where it ends in the
+    wall or behind it, at a height that is not the door's, it ends before the wall instead."""
+
+    borders: tuple[float, float]  # pixels, the same for x and y
+    gap: float  # pixels kept to the wall
+
+    def __call__(
+        self,
+        arena: Arena,
+        start: Tensor,
+        move: Tensor,
+        layout: Tensor,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        x, y = (start + move).clamp(*self.borders).unbind(-1)
+        wall_x, door_y = layout.unbind(-1)
+        side = torch.where(start[..., 0] < wall_x, -1.0, 1.0)
+        entered = (x - wall_x) * side < arena.half_wall
+        closed = (y - door_y).abs() > arena.half_door
+        before = wall_x + side * (arena.half_wall + self.gap)
+        return torch.stack([torch.where(entered & closed, before, x), y], -1)
 
 
 def sample_in_room(arena: Arena, layout: Tensor, right: Tensor, u: Tensor) -> Tensor:
@@ -175,130 +254,3 @@ def beside_door(arena: Arena, layout: Tensor, u: Tensor) -> Tensor:
 def in_door(arena: Arena, layout: Tensor, u: Tensor) -> Tensor:
     """Layout [N, 2], uniform [N] -> y [N] in the middle four fifths of the opening."""
     return layout[:, 1] + 0.8 * arena.half_door * (2 * u - 1)
-
-
-def door_posts(arena: Arena, layout: Tensor) -> Tensor:
-    """Layout [B, 2] -> [B, 4, 2]: the points at which a path through the door may bend."""
-    margin = min(1.0, arena.half_door / 3)
-    across, along = arena.half_wall + margin, arena.half_door - margin
-    left, right = layout[:, 0] - across, layout[:, 0] + across
-    top, bottom = layout[:, 1] - along, layout[:, 1] + along
-    posts = [left, top, left, bottom, right, top, right, bottom]
-    return torch.stack(posts, -1).unflatten(-1, (4, 2))
-
-
-def next_waypoint(arena: Arena, start: Tensor, goal: Tensor, layout: Tensor) -> Tensor:
-    """[B, 2] each -> [B, 2]: where the shortest path first bends, or the goal if it is straight."""
-    posts, layouts = door_posts(arena, layout), layout[:, None]
-    here, there = start[:, None], goal[:, None]
-    to_goal = (posts - there).norm(dim=-1)  # [B, 4]
-    to_goal = torch.where(is_visible(arena, posts, there, layouts), to_goal, BLOCKED)
-    onward = (torch.cdist(posts, posts) + to_goal[:, None]).amin(-1)
-    to_post = (posts - here).norm(dim=-1)
-    usable = is_visible(arena, here, posts, layouts) & (to_post > AT_WAYPOINT)
-    best = (torch.where(usable, to_post, BLOCKED) + onward).argmin(-1)
-    straight = is_visible(arena, start, goal, layout)
-    return torch.where(straight[:, None], goal, pick(posts, best))
-
-
-class BehaviourState(NamedTuple):
-    last_move: Tensor  # [B, 2] pixels, before any contact
-    target: Tensor  # [B, 2] where a directed policy goes
-    directed: Tensor  # [B] bool: to the target, or wandering
-    ignores_walls: Tensor  # [B] bool: straight to the target, into the wall
-    steps_left: Tensor  # [B] until the policy is resampled
-    keys: Tensor  # [B] int64
-
-
-def init_behaviour(position: Tensor, keys: Tensor) -> BehaviourState:
-    """A behaviour policy as an episode begins, with a heading."""
-    return BehaviourState(*SegmentState.begin(position, keys))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wander:
-    """A heading that drifts by von Mises noise, and steps of truncated normal length, in pixels.
-    Source of the form: PLDM, arXiv 2502.14819."""
-
-    kappa: float = 5.0
-    mean: float = 1.0
-    std: float = 0.4
-    low: float = 0.2
-    high: float = 1.8
-    ignoring_fraction: float = 0.0
-    """Of the directed policies, how many take no notice of the wall."""
-    num_draws: ClassVar[int] = 2
-
-    def directed_steps(self, side: float) -> float:
-        """In an arena of that side."""
-        return 4 * side / self.mean
-
-    def move(self, ahead: Tensor, last_move: Tensor, u: Tensor) -> Tensor:
-        """Directions and last moves [B, 2], uniform [B, 2] -> moves [B, 2]."""
-        heading = torch.atan2(ahead[:, 1], ahead[:, 0]) + von_mises(u[:, 0], self.kappa)
-        return direction(heading) * self.length(u[:, 1:])
-
-    def length(self, u: Tensor) -> Tensor:
-        """Uniform [...] in [0, 1) -> lengths of steps [...]."""
-        return truncated_normal(u, mean=self.mean, std=self.std, low=self.low, high=self.high)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoisyExpert:
-    """An expert with noise on its moves, which sometimes repeats its last move. Source of the form
-    and the noise: stable-worldmodel, arXiv 2605.21800. Noise is per coordinate, in units of the
-    full step; moves are clipped to the box of `full_step` pixels."""
-
-    full_step: float
-    noise: float = 2.0
-    repeat: float = 0.05
-    ignoring_fraction: ClassVar[float] = 0.0
-    num_draws: ClassVar[int] = 3
-
-    def directed_steps(self, side: float) -> float:
-        """In an arena of that side."""
-        return 40 * side / self.full_step
-
-    def move(self, ahead: Tensor, last_move: Tensor, u: Tensor) -> Tensor:
-        """Directions and last moves [B, 2], uniform [B, 3] -> moves [B, 2]."""
-        noisy = ahead + self.noise * normal(u[:, :2])
-        return torch.where(u[:, 2:] < self.repeat, last_move, noisy.clamp(-1, 1) * self.full_step)
-
-
-def behaviour_step(
-    policy: Wander | NoisyExpert,
-    arena: Arena,
-    position: Tensor,
-    layout: Tensor,
-    behaviour: BehaviourState,
-    directed_fraction: float,
-) -> BehaviourState:
-    """Positions and layouts [B, 2] -> the policy one step later, whose `last_move` is the move to
-    make. Every 20 to 40 steps, or on arrival, it is resampled: with probability `directed_fraction`
-    it goes to a position in the other room, until it arrives or for `directed_steps`; else it
-    wanders. `ignoring_fraction` of the directed ones go straight on, meet the wall, and last as
-    long as wandering."""
-    u, keys = uniform(behaviour.keys, 5)
-    arrived = (behaviour.target - position).norm(dim=-1) < 0.05 * arena.side
-    renew = (behaviour.steps_left <= 0) | (behaviour.directed & arrived)
-    directed = torch.where(renew, u[:, 0] < directed_fraction, behaviour.directed)
-    wander_steps = 20 + (21 * u[:, 1]).floor()
-    ignoring = u[:, 2] < policy.ignoring_fraction
-    ignoring = torch.where(renew, ignoring, behaviour.ignores_walls) & directed
-    steps = torch.where(directed & ~ignoring, policy.directed_steps(arena.side), wander_steps)
-    target = sample_in_room(arena, layout, position[:, 0] < layout[:, 0], u[:, 3:])
-    target = torch.where(renew[:, None], target, behaviour.target)
-
-    waypoint = next_waypoint(arena, position, target, layout)
-    to_target = torch.where(ignoring[:, None], target, waypoint) - position
-    ahead = torch.where(directed[:, None], to_target, behaviour.last_move)
-    ahead = ahead / ahead.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-    u, keys = uniform(keys, policy.num_draws)
-    return BehaviourState(
-        last_move=policy.move(ahead, behaviour.last_move, u),
-        target=target,
-        directed=directed,
-        ignores_walls=ignoring,
-        steps_left=torch.where(renew, steps, behaviour.steps_left) - 1,
-        keys=keys,
-    )

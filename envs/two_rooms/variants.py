@@ -5,73 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
-import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from .. import draw
 from ..geometry import clip_to_box, shrink_to_box, shrink_to_disk
-from ..rng import splitmix64, uniform
+from ..rng import keys_from_seeds, splitmix64, uniform
 from . import dynamics
-from .dynamics import Arena, Contact, Motion, NoisyExpert, Wander
+from .dynamics import Arena, EndOutside, Motion
+from .policies import NoisyExpert, PublishedWalk, Scene, Wander, init_behaviour
+from .render import ROUND_UP, Canvas, red_on_white, two_channels
 
-ROLLOUT_STEPS = 25  # to a goal that a rollout reaches
-
-
-def two_channels(walls: Tensor, dot: Tensor) -> Tensor:
-    """The point mass in one channel, the walls in the other."""
-    return torch.stack([dot, walls], 1)
-
-
-def red_on_white(walls: Tensor, dot: Tensor) -> Tensor:
-    """A red point mass and black walls on white."""
-    ground = ~walls  # 0 or 255, so the bits of a byte do as masks
-    rest = ground & ~dot
-    return torch.stack([ground | dot, rest, rest], 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Canvas:
-    """The image that is observed."""
-
-    size: int  # S, pixels on a side
-    border: tuple[int, int]  # first and last pixel of the outer walls, counted from each edge
-    dot_std: float  # pixels
-    channels: int
-    paint: Callable[[Tensor, Tensor], Tensor]
-    """Walls and point mass, each `[B, S, S]` uint8 -> observation `[B, C, S, S]` uint8."""
-
-    @property
-    def space(self) -> spaces.Box:
-        return spaces.Box(0, 255, (self.channels, self.size, self.size), np.uint8)
-
-    def draw_walls(self, arena: Arena, layout: Tensor) -> Tensor:
-        """Layout [B, 2] -> [B, S, S] uint8, 255 where a pixel's centre is on a wall."""
-        pixel = torch.arange(self.size, device=layout.device)
-        to_edge = torch.minimum(pixel, self.size - 1 - pixel)
-        inside = to_edge >= self.border[0]
-        line = inside & (to_edge <= self.border[1])
-        outer = (line[:, None] & inside) | (line & inside[:, None])  # [S, S]
-        wall_x, door_y = layout[:, :1], layout[:, 1:]
-        column = ((pixel - wall_x).abs() <= arena.wall_width / 2) & inside  # [B, S]
-        closed = ((pixel - door_y).abs() > arena.half_door) & inside
-        walls = closed[:, :, None] & column[:, None, :]
-        return (walls | outer).to(torch.uint8) * 255
-
-    def observe(self, walls: Tensor, position: Tensor) -> Tensor:
-        """Walls [B, S, S], position [B, 2] -> observation [B, C, S, S] uint8."""
-        return self.paint(walls, draw.draw_dot(position, self.size, self.dot_std))
-
-    def draw_dots(self, positions: Tensor) -> Tensor:
-        """Positions [B, N, 2] -> [B, 1, S, S] uint8 with N dots."""
-        return draw.draw_dots(positions, self.size, self.dot_std).unsqueeze(1)
-
-    def to_pixels(self, position: Tensor) -> Tensor:
-        """Positions [..., 2] in the image's pixels -> `(x, y)` [..., 2] in a frame's pixels."""
-        return (position + 0.5) * (draw.FRAME_SIZE / self.size) - 0.5
+NUM_RECORDED, RECORDED_STEPS = 10_000, 100  # episodes of the expert, and the length of the longest
+GOAL_OFFSET = 25  # recorded steps from a start to its goal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +31,30 @@ class Variant:
     canvas: Canvas
     motion: Motion
     layouts: tuple[tuple[int, int], ...]  # (wall x, door y)
+    start: Callable[[Variant, Tensor, Tensor], Tensor]
+    """Variant, layouts `[B, 2]`, uniform `[B, 3]` -> starts `[B, 2]`."""
     goal: Callable[[Variant, Tensor, Tensor, Tensor], Tensor]
     """Variant, starts `[B, 2]`, layouts `[B, 2]`, keys `[B]` -> goals `[B, 2]`."""
     goal_radius: float  # nearer to the goal than this, it counts as reached
     success_at: Literal["final", "ever"]  # the last step, or any
     max_episode_steps: int
     behaviour: Wander | NoisyExpert
-    directed_fraction: float  # how often the behaviour policy goes into the other room
+    directed_fraction: float  # how often the behaviour policy is directed
+    published_walk: PublishedWalk | None = None  # of the data set, where that is one of walks
+    ends_at_goal: bool = False
+    goals_in_wall: bool = False
+    tasks_from_recording: bool = False  # start and goal are from one recorded episode
+
+
+def start_in_free_space(variant: Variant, layout: Tensor, u: Tensor) -> Tensor:
+    """A uniform position in one of the rooms, in each as often as it is large."""
+    right = u[:, 0] < dynamics.right_room_fraction(variant.arena, layout)
+    return dynamics.sample_in_room(variant.arena, layout, right, u[:, 1:])
+
+
+def start_in_either_room(variant: Variant, layout: Tensor, u: Tensor) -> Tensor:
+    """A uniform position in one of the rooms, in each as often as in the other."""
+    return dynamics.sample_in_room(variant.arena, layout, u[:, 0] < 0.5, u[:, 1:])
 
 
 def goal_in_other_room(variant: Variant, start: Tensor, layout: Tensor, keys: Tensor) -> Tensor:
@@ -97,15 +63,47 @@ def goal_in_other_room(variant: Variant, start: Tensor, layout: Tensor, keys: Te
     return dynamics.sample_in_room(variant.arena, layout, start[:, 0] < layout[:, 0], u)
 
 
+def goal_anywhere(variant: Variant, start: Tensor, layout: Tensor, keys: Tensor) -> Tensor:
+    """A uniform position in the arena, in the wall too."""
+    return variant.arena.low + variant.arena.side * uniform(keys, 2)[0]
+
+
 def goal_from_rollout(variant: Variant, start: Tensor, layout: Tensor, keys: Tensor) -> Tensor:
-    """The position that the variant's behaviour policy, directed, reaches after some steps."""
-    behaviour, position = dynamics.init_behaviour(start, keys), start
-    for _ in range(ROLLOUT_STEPS):
-        behaviour = dynamics.behaviour_step(
-            variant.behaviour, variant.arena, position, layout, behaviour, 1.0
+    """The position that the behaviour policy reaches after `GOAL_OFFSET` steps."""
+    target = goal_anywhere(variant, start, layout, keys)
+    return rollout(variant, Scene(start, target, layout), splitmix64(keys), GOAL_OFFSET)[:, -1]
+
+
+def rollout(variant: Variant, scene: Scene, keys: Tensor, steps: int) -> Tensor:
+    """Positions [B, steps + 1, 2] of the behaviour policy, which goes to the scene's goal."""
+    behaviour, positions = init_behaviour(scene.position, keys), [scene.position]
+    for _ in range(steps):
+        scene = scene._replace(position=positions[-1])
+        behaviour = variant.behaviour.step(variant.arena, scene, behaviour, 1.0)
+        move = behaviour.last_move
+        positions.append(
+            variant.motion.contact(variant.arena, scene.position, move, scene.layout, None)
         )
-        position = variant.motion.contact(variant.arena, position, behaviour.last_move, layout)
-    return position
+    return torch.stack(positions, 1)
+
+
+@lru_cache
+def recorded_tasks(variant: Variant, device: torch.device) -> Tensor:
+    """Pairs [N, 2, 2] of a start and the goal `GOAL_OFFSET` steps later, all that `NUM_RECORDED`
+    episodes of the behaviour policy hold. These are the same ones in every process, and end at
+    their goal."""
+    keys = keys_from_seeds(range(NUM_RECORDED), torch.device("cpu"))
+    u, keys = uniform(keys, 3)
+    layout = layout_table(variant, "all").expand(NUM_RECORDED, -1)
+    start = variant.start(variant, layout, u)
+    scene = Scene(start, goal_anywhere(variant, start, layout, keys), layout)
+    positions = rollout(variant, scene, splitmix64(keys), RECORDED_STEPS)
+    distance = (positions - scene.goal[:, None]).norm(dim=-1)
+    reached = distance[:, 1:] < variant.goal_radius
+    last = torch.where(reached.any(1), 1 + reached.int().argmax(1), RECORDED_STEPS)
+    within = torch.arange(GOAL_OFFSET, RECORDED_STEPS + 1) <= last[:, None]
+    pairs = torch.stack([positions[:, :-GOAL_OFFSET], positions[:, GOAL_OFFSET:]], 2)
+    return pairs[within].to(device)
 
 
 def layout_table(variant: Variant, split: str) -> Tensor:
@@ -120,9 +118,9 @@ def _grid(wall_x: range, door_y: range) -> tuple[tuple[int, int], ...]:
     return tuple((x, y) for x in wall_x for y in door_y)
 
 
-def _disk(scale: float, contact: Contact, bound: float = 1.0) -> Motion:
+def _sliding(scale: float) -> Motion:
     limit = shrink_to_disk
-    return Motion(bound=bound, scale=scale, limit=limit, shrink=limit, contact=contact)
+    return Motion(bound=1.0, scale=scale, limit=limit, shrink=limit, contact=dynamics.slide)
 
 
 def wander(max_step: float) -> Wander:
@@ -138,27 +136,48 @@ def wander(max_step: float) -> Wander:
     )
 
 
-_TWO_CHANNELS_65 = Canvas(size=65, border=(4, 4), dot_std=1.3, channels=2, paint=two_channels)
+_CANVAS_65 = Canvas(
+    size=65,
+    border=(4, 4),
+    half_wall=1,
+    half_door=4,
+    dot_std=1.3,
+    channels=2,
+    paint=two_channels,
+)
 
 _EB_FIXED = Variant(
-    arena=Arena(low=4, high=60, wall_width=3, half_door=4),
-    canvas=_TWO_CHANNELS_65,
-    motion=_disk(1.0, dynamics.rebound, bound=2.45),
+    arena=Arena(low=4, high=60, half_wall=1, half_door=4, clearance=2.6),
+    canvas=_CANVAS_65,
+    # The environment bounds each coordinate; planners and our expert keep to the disk.
+    motion=Motion(
+        bound=2.45,
+        scale=1.0,
+        limit=clip_to_box,
+        shrink=shrink_to_disk,
+        contact=dynamics.rebound,
+        random_contact=True,
+    ),
     layouts=((32, 18),),
+    start=start_in_either_room,
     goal=goal_in_other_room,
     goal_radius=4.5,
     success_at="final",
     max_episode_steps=200,
     behaviour=Wander(),
     directed_fraction=0.35,
+    published_walk=PublishedWalk(),
 )
 
-_FIXED = replace(
-    _EB_FIXED,
-    arena=Arena(low=4, high=60, wall_width=3, half_door=5),
-    motion=_disk(0.05 * 56, dynamics.slide),
+_FIXED = Variant(
+    arena=Arena(low=4, high=60, half_wall=1.5, half_door=5),
+    canvas=replace(_CANVAS_65, half_door=5, walls_to_edge=False, rounding=draw.ROUNDING),
+    motion=_sliding(0.05 * 56),
     layouts=((32, 20),),
+    start=start_in_free_space,
+    goal=goal_in_other_room,
     goal_radius=0.06 * 56,
+    success_at="final",
     max_episode_steps=50,
     behaviour=wander(0.05 * 56),
     directed_fraction=0.1,
@@ -166,9 +185,9 @@ _FIXED = replace(
 
 _RANDOM = replace(
     _FIXED,
-    arena=Arena(low=1, high=30, wall_width=2, half_door=3),
-    canvas=Canvas(size=32, border=(0, 0), dot_std=1.0, channels=2, paint=two_channels),
-    motion=_disk(0.05 * 29, dynamics.slide),
+    arena=Arena(low=1, high=30, half_wall=1, half_door=3),
+    canvas=replace(_FIXED.canvas, size=32, border=(0, 0), half_door=3, dot_std=1.0),
+    motion=_sliding(0.05 * 29),
     layouts=_grid(range(10, 22), range(6, 26)),
     goal_radius=0.06 * 29,
     max_episode_steps=60,
@@ -176,12 +195,44 @@ _RANDOM = replace(
     directed_fraction=0.35,
 )
 
+_SWM = Variant(
+    # The wall keeps the point mass's radius of 7; the door is wider by 1.75 than it looks.
+    arena=Arena(low=14, high=209, half_wall=5 + 7, half_door=14 + 1.75, clearance=0),
+    canvas=Canvas(
+        size=224,
+        border=(10, 13),
+        half_wall=5,
+        half_door=14,
+        dot_std=7,
+        channels=3,
+        paint=red_on_white,
+        rounding=ROUND_UP,
+    ),
+    motion=Motion(
+        bound=1.0,
+        scale=5.0,
+        limit=clip_to_box,
+        shrink=shrink_to_box,
+        contact=EndOutside(borders=(21, 203), gap=0.5),
+    ),
+    layouts=((112, 49),),
+    start=start_in_free_space,
+    goal=goal_anywhere,
+    goal_radius=16,
+    success_at="ever",
+    max_episode_steps=100,
+    behaviour=NoisyExpert(full_step=5.0),
+    directed_fraction=1.0,
+    ends_at_goal=True,
+    goals_in_wall=True,
+)
+
 VARIANTS: dict[str, Variant] = {
     "fixed": _FIXED,
     "random": _RANDOM,
     "slow": replace(
         _RANDOM,
-        motion=_disk(0.005 * 29, dynamics.slide),
+        motion=_sliding(0.005 * 29),
         layouts=((16, 10),),
         max_episode_steps=350,
         behaviour=wander(0.005 * 29),
@@ -195,19 +246,12 @@ VARIANTS: dict[str, Variant] = {
         success_at="ever",
         directed_fraction=0.6,
     ),
-    "swm": Variant(
-        arena=Arena(low=21, high=203, wall_width=10, half_door=14, body=7, clearance=7),
-        canvas=Canvas(size=224, border=(10, 13), dot_std=7, channels=3, paint=red_on_white),
-        motion=Motion(
-            bound=1.0, scale=5.0, limit=clip_to_box, shrink=shrink_to_box, contact=dynamics.slide
-        ),
-        layouts=((112, 49),),
-        goal=goal_from_rollout,
-        goal_radius=16,
-        success_at="ever",
-        max_episode_steps=50,
-        behaviour=NoisyExpert(full_step=5.0),
-        directed_fraction=1.0,
+    "swm": _SWM,
+    "swm-25": replace(
+        _SWM, goal=goal_from_rollout, tasks_from_recording=True, max_episode_steps=50
     ),
 }
-"""`pldm`: arXiv 2502.14819; `eb-*`: 2602.03604; `swm`: 2605.21800; the others are ours."""
+"""`pldm`: arXiv 2502.14819, as in vladisai/PLDM at cbaf674; `eb-*`: 2602.03604, as in
+facebookresearch/eb_jepa at 966e61e; `swm`: 2605.21800, as `swm/TwoRoom-v1` resets itself in
+galilai-group/stable-worldmodel at addbab4, and `swm-25` as its evaluation takes start and goal from
+recorded episodes. The others are ours."""
