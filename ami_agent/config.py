@@ -447,5 +447,7 @@ def check_tasks(agent: Agent) -> None:
             task = task_spec.to_task(goal, "plan")
             context = agent.configurator.context(task, torch.zeros(1, prod(agent.shape)))
             agent.cost.validate_weights(context.weights)
+            for member in task_spec.members:
+                agent.task_spec(member)
         except ConfigError as error:
             raise ConfigError(f"task {name!r}: {error}") from None

@@ -88,6 +88,11 @@ class TaskSpec:
     cvar_alpha: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment in which this task is evaluated."""
+    reset_options: dict[str, Any] = field(default_factory=dict)
+    """Options of every reset of that environment: `{"task_id": 3}`, where it has such tasks."""
+    members: tuple[str, ...] = ()
+    """Names of the tasks that stand for this one in an evaluation, which takes as many episodes of
+    each and reports their success apart; none: the task itself."""
 
     def __post_init__(self) -> None:
         validate_ranges(

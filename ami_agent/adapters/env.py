@@ -113,6 +113,13 @@ class EnvConfig:
     options: Options = field(default_factory=dict)
     """Further keyword arguments of the environment, as pairs NAME VALUE; a VALUE may be JSON
     ('[8, 8]', null, '"8"' for a string). No pair, or `none`, removes the defaults."""
+    reset_options: Options = field(default_factory=dict)
+    """Options of every reset, as pairs NAME VALUE, where the environment takes some: which of its
+    tasks an episode has (`task_id 3`)."""
+    own_numpy_random: bool = False
+    """Whether each environment has NumPy's global random generator to itself, seeded as the
+    environment is: for environments that draw from it, whose episodes else depend on one
+    another."""
     max_episode_steps: int = 0
     """Steps after which an episode is truncated; 0 leaves it to the environment."""
     action_repeat: int = 1
@@ -147,6 +154,7 @@ class EnvConfig:
             step_timeout=(0.0, 1e6),
         )
         check_options(self.options)
+        check_options(self.reset_options, "reset_options")
 
     def interface(self, observation: spaces.Space, action: spaces.Space) -> Interface:
         """The interface to these spaces; ConfigError where the agent can't handle them."""
@@ -156,7 +164,11 @@ class EnvConfig:
 
     def for_task(self, task_spec: TaskSpec) -> EnvConfig:
         """The environment with the options of this task."""
-        return replace(self, options={**self.options, **task_spec.options})
+        return replace(
+            self,
+            options={**self.options, **task_spec.options},
+            reset_options={**self.reset_options, **task_spec.reset_options},
+        )
 
     def build(
         self, num_envs: int, device: torch.device | str = "cpu", /, **options: Any

@@ -30,6 +30,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from ami_agent import interrupt
 from ami_agent.adapters import fault_tolerance as faults
 from ami_agent.adapters.imports import absolute_import, choose_gl_backend, import_path
+from ami_agent.adapters.numpy_random import OwnNumpyRandom
 from ami_agent.adapters.vector_env import MergedInfos, SingleEnv, as_next_step
 from ami_agent.storage.files import parse_json
 from modules.types import STEPS, BadSetting, ConfigError
@@ -67,6 +68,17 @@ class ActionRepeat(gymnasium.Wrapper):
             if terminated or truncated:
                 break
         return obs, total, terminated, truncated, infos
+
+
+class ResetOptions(gymnasium.Wrapper):
+    """Passes these options to every reset; those of a caller replace them by name."""
+
+    def __init__(self, env: gymnasium.Env, options: Mapping[str, Any]) -> None:
+        super().__init__(env)
+        self.options = options
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self.env.reset(seed=seed, options={**self.options, **(options or {})})
 
 
 class CheckedFlags(gymnasium.Wrapper):
@@ -269,6 +281,10 @@ def _worker(
 def build_wrappers(config: EnvConfig) -> list[Callable[[Any], Any]]:
     """The wrappers around each single environment, the inner first."""
     wrappers: list[Callable[[Any], Any]] = []
+    if config.own_numpy_random:
+        wrappers.append(OwnNumpyRandom)
+    if config.reset_options:
+        wrappers.append(partial(ResetOptions, options=config.reset_options))
     if config.action_repeat > 1:
         wrappers.append(partial(ActionRepeat, action_repeat=config.action_repeat))
     if config.max_episode_steps:
@@ -391,20 +407,20 @@ Options: TypeAlias = Annotated[
 """Values are None, bool, int, float, str, and lists and dicts of these."""
 
 
-def check_options(options: object) -> None:
+def check_options(options: object, setting: str = "options") -> None:
     """Raises BadSetting for options that JSON can't hold without loss."""
     if not isinstance(options, dict):
-        raise BadSetting("options", options, "a dict of keyword arguments")
+        raise BadSetting(setting, options, "a dict of keyword arguments")
     for name, value in options.items():
         if not isinstance(name, str) or not name:
-            raise BadSetting("options", options, "keyword arguments, each with a name")
+            raise BadSetting(setting, options, "keyword arguments, each with a name")
         try:
             text = json.dumps(value)
             is_same = parse_json(text.encode()) == value  # a tuple would become a list
         except (TypeError, ValueError, RecursionError):
             is_same = False
         if not is_same or len(text) > MAX_LENGTH or _depth(value) > MAX_DEPTH:
-            raise BadSetting(f"options {name}", value, JSON_VALUE)
+            raise BadSetting(f"{setting} {name}", value, JSON_VALUE)
 
 
 def _depth(value: Any) -> int:
