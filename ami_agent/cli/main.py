@@ -34,8 +34,7 @@ from ami_agent.logger import ConsoleLogger, Logger, RunLogger, one_line, print_l
 from ami_agent.probing.data import load_perturbations
 from ami_agent.probing.probe import describe_collapse, make_probe
 from ami_agent.probing.scorecard import compute_scorecard
-from ami_agent.recipes import RECIPES, recipe
-from ami_agent.recipes.gym import DEFAULT_ENV, gym
+from ami_agent.recipes import ENV_RECIPES, RECIPES, recipe
 from ami_agent.resources import allocation_failure, num_cores
 from ami_agent.storage import run_dir
 from ami_agent.storage.files import locked
@@ -93,9 +92,10 @@ def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[
         config = call_function(name, "the Config of a recipe")
         if not isinstance(config, Config):
             raise ConfigError(f"{name} must return an ami.Config, not {type(config).__name__}")
-    elif name == "gym":
-        flags, argv = config_io.parse_known(args.EnvFlags(env=DEFAULT_ENV), argv, program)
-        config = gym(args.with_absolute_imports(flags.env), flags.data)
+    elif name in ENV_RECIPES:
+        make, default_env = ENV_RECIPES[name]
+        flags, argv = config_io.parse_known(args.EnvFlags(env=default_env), argv, program)
+        config = make(args.with_absolute_imports(flags.env), flags.data)
     else:
         config = recipe(name)
     return config_io.choose_components(config, argv)

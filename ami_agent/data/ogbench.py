@@ -116,7 +116,7 @@ def make_ogbench(
                 block = range(first, min(first + BLOCK, total))
                 _write(part, [walker.episode(seed, index) for index in block], compress=False)
                 bar.advance(len(block))
-        rows = [dict(np.load(part)) for part in parts]
+        rows = [_read(part) for part in parts]
         everything = {name: np.concatenate([row[name] for row in rows]) for name in DTYPES}
         split = data.episodes * data.steps
         _write(out, [{n: a[:split] for n, a in everything.items()}])
@@ -133,10 +133,14 @@ def make_ogbench(
 
 
 def _is_readable(part: Path) -> bool:
-    with suppress(Exception):  # whatever a process that was killed left there
-        with np.load(part) as arrays:
-            return set(arrays) == set(DTYPES)
+    with suppress(Exception), np.load(part) as arrays:  # whatever a killed process left there
+        return set(arrays) == set(DTYPES)
     return False
+
+
+def _read(part: Path) -> Arrays:
+    with np.load(part) as arrays:
+        return dict(arrays)
 
 
 def _write(path: Path, episodes: list[Arrays], compress: bool = True) -> None:

@@ -122,7 +122,7 @@ def run_many(
     results = config.run_in_batches(
         episodes, lambda env, first: run_episodes(make_policy, env, seed + first), device, 100
     )
-    return EpisodeResults(*(torch.cat(parts) for parts in zip(*results, strict=True)))
+    return _concatenate(results)
 
 
 def summarize(results: EpisodeResults, signals: Sequence[str], reports_success: bool) -> Results:
@@ -169,17 +169,21 @@ def evaluate_modes(
     check_count("seed", seed, 0)
     check_is("task", task, str)
     task_spec = agent.task_spec(task)
-    config = (EnvConfig(id=env) if isinstance(env, str) else env).for_task(task_spec)
+    name = task or next(iter(agent.tasks))
+    env_config = EnvConfig(id=env) if isinstance(env, str) else env
+    config = env_config.for_task(task_spec)
+    parts = _parts(agent, env_config, name, episodes, seed)
     with closing(config.build(1)) as env_adapter:
         check_same_spaces(agent.spec, env_adapter.spec, config)
         signals = env_adapter.spec.interoception
     by_mode, planning = {}, {}
     for mode in modes:
-        found = _evaluate_mode(agent.eval(), config, mode, task_spec, episodes, seed)
-        by_mode[mode], planning[mode] = found
-    by_baseline = baselines(config, episodes, seed)
+        by_mode[mode], planning[mode] = _evaluate_mode(agent.eval(), mode, parts)
+    by_baseline = baselines(parts)
     reports_success = any(r.reports_success for r in (*by_mode.values(), *by_baseline.values()))
-    summary = partial(summarize, signals=signals, reports_success=reports_success)
+    summary = partial(
+        _summarize_parts, parts=parts, signals=signals, reports_success=reports_success
+    )
     baseline_results = {name: summary(results) for name, results in by_baseline.items()}
     return {
         mode: {
@@ -192,37 +196,91 @@ def evaluate_modes(
             "episodes": episodes,
             **summary(results),
             **planning[mode],
-            "task": task or next(iter(agent.tasks)),
+            "task": name,
             "baselines": {"oracle": None, **baseline_results},
         }
         for mode, results in by_mode.items()
     }
 
 
+class EvalPart(NamedTuple):
+    """Episodes of an evaluation that have one task."""
+
+    task: str
+    task_spec: TaskSpec
+    env: EnvConfig
+    episodes: int
+    seed: int  # of the first episode
+
+    def run(self, make_policy: policies.PolicyFactory, device: Any) -> EpisodeResults:
+        """The results of these episodes under a policy."""
+        return run_many(make_policy, self.env, self.episodes, self.seed, device)
+
+
+def _parts(agent: Agent, env: EnvConfig, task: str, episodes: int, seed: int) -> list[EvalPart]:
+    """The episodes of a task; those of its members, as many of each, where it has some."""
+    names = agent.tasks[task].members or (task,)
+    each, rest = divmod(episodes, len(names))
+    if rest:
+        raise ConfigError(
+            f"{episodes} episodes can't be divided equally among the {len(names)} tasks of "
+            f"{task!r}: --episodes must be a multiple of {len(names)}"
+        )
+    return [
+        EvalPart(name, agent.tasks[name], env.for_task(agent.tasks[name]), each, seed + i * each)
+        for i, name in enumerate(names)
+    ]
+
+
+def _summarize_parts(
+    results: EpisodeResults, parts: Sequence[EvalPart], signals: Sequence[str],
+    reports_success: bool,
+) -> Results:  # fmt: skip
+    """The summary of all parts together, and that of each by the name of its task; None where
+    there is but one."""
+    summary = partial(summarize, signals=signals, reports_success=reports_success)
+    sizes = [part.episodes for part in parts]
+    columns = (column.split(sizes) for column in results)
+    by_part = [EpisodeResults(*rows) for rows in zip(*columns, strict=True)]
+    by_task = {part.task: summary(rows) for part, rows in zip(parts, by_part, strict=True)}
+    return {**summary(results), "by_task": by_task if len(parts) > 1 else None}
+
+
 def _evaluate_mode(
-    agent: Agent, config: EnvConfig, mode: str, task_spec: TaskSpec, episodes: int, seed: int
+    agent: Agent, mode: str, parts: Sequence[EvalPart]
 ) -> tuple[EpisodeResults, Results]:
     """The results, how often the agent planned and violated a constraint, and how long it took."""
     times: list[float] = []
     plans: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the seed of a batch
+    found = []
+    for part in parts:
 
-    def make_policy(start: policies.EpisodeStart, batch_seed: int) -> ActFn:
-        step_flags = plans[batch_seed] = []
+        def make_policy(
+            start: policies.EpisodeStart, batch_seed: int, task_spec: TaskSpec = part.task_spec
+        ) -> ActFn:
+            step_flags = plans[batch_seed] = []
 
-        def on_plan(plan: Plan) -> None:
-            step_flags.append((plan.planned, plan.violation > 0))
+            def on_plan(plan: Plan) -> None:
+                step_flags.append((plan.planned, plan.violation > 0))
 
-        make = policies.agent_policy_factory(agent, mode, task_spec, on_plan)
-        return timed(make(start, batch_seed), times)
+            make = policies.agent_policy_factory(agent, mode, task_spec, on_plan)
+            return timed(make(start, batch_seed), times)
 
-    results = run_many(make_policy, config, episodes, seed, agent.device)
+        found.append(part.run(make_policy, agent.device))
+    results = _concatenate(found)
     planned, violated = _step_fractions(plans.values(), results.length)
+    first = parts[0]
+    time_actions = partial(latency, agent, first.env, mode, first.task_spec, first.seed)
     return results, {
         "planned": planned,
         "violated": violated,
-        **faults.retry_on_worker_death(partial(latency, agent, config, mode, task_spec, seed)),
+        **faults.retry_on_worker_death(time_actions),
         "ms_per_action_batched": 1000 * float(np.mean(times)),
     }
+
+
+def _concatenate(results: Iterable[EpisodeResults]) -> EpisodeResults:
+    return EpisodeResults(*(torch.cat(parts) for parts in zip(*results, strict=True)))
 
 
 def _step_fractions(
@@ -239,13 +297,15 @@ def _step_fractions(
     return (sums / length.sum()).tolist()
 
 
-def baselines(config: EnvConfig, episodes: int, seed: int) -> dict[str, EpisodeResults]:
+def baselines(parts: Sequence[EvalPart]) -> dict[str, EpisodeResults]:
     """Random actions, and the environment's oracle where it has one, on the same episodes."""
-    with closing(config.build(1)) as env:
+    with closing(parts[0].env.build(1)) as env:
         has_expert = isinstance(env.unwrapped, HasReferencePolicies)
     makers = {"random": policies.make_random_policy}
     makers |= {"oracle": policies.make_expert_policy} if has_expert else {}
-    return {name: run_many(make, config, episodes, seed, "cpu") for name, make in makers.items()}
+    return {
+        name: _concatenate(part.run(make, "cpu") for part in parts) for name, make in makers.items()
+    }
 
 
 def table_rows(results: dict[str, Results]) -> tuple[list[str], list[list[str]]]:
@@ -266,6 +326,8 @@ def _cells(result: Results) -> dict[str, str]:
     if result["success"] is not None:
         cells["success at the last step"] = format_percent(result["final_success"])
         cells["at any step"] = format_percent(result["success"])
+        for name, part in (result["by_task"] or {}).items():
+            cells[f"{name}, at any step"] = format_percent(part["success"])
         cells["steps"] = f"{result['steps']['mean']:.1f}" if result["steps"] else "-"
     mean_return, interval = result["return"]["mean"], result["return"]["ci95"]
     cells["return"] = format_number(mean_return, interval)

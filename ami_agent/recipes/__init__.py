@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import Config
 from ami_agent.recipes.cue_corridor import cue_corridor
 from ami_agent.recipes.forage import forage
+from ami_agent.recipes.goals import DEFAULT_ENV as GOALS_DEFAULT
+from ami_agent.recipes.goals import goals
+from ami_agent.recipes.gym import DEFAULT_ENV as GYM_DEFAULT
 from ami_agent.recipes.gym import gym
 from ami_agent.recipes.manipulation import push, reach
 from ami_agent.recipes.maze import (
@@ -22,6 +26,7 @@ from ami_agent.recipes.maze import (
     point_maze_medium_pixels,
     point_maze_pixels,
 )
+from ami_agent.recipes.ogbench import DEFAULT_DATASET, ogbench
 from ami_agent.recipes.two_rooms import (
     two_rooms,
     two_rooms_distracted,
@@ -48,6 +53,8 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "two-rooms-distracted": two_rooms_distracted,
     "windy-rooms": windy_rooms,
     "gym": gym,
+    "goals": goals,
+    "ogbench": ogbench,
     "point-maze": point_maze,
     "point-maze-medium": point_maze_medium,
     "point-maze-pixels": point_maze_pixels,
@@ -56,6 +63,14 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "push": push,
     "ant-maze": ant_maze,
 }
+
+ENV_RECIPES: Mapping[str, tuple[Callable[..., Config], EnvConfig]] = {
+    "gym": (gym, GYM_DEFAULT),
+    "goals": (goals, GOALS_DEFAULT),
+    "ogbench": (ogbench, DEFAULT_DATASET),
+}
+"""The recipes for any environment, each with the one that it takes by default; they are functions
+of an `EnvConfig` and a `LoadDataset`."""
 
 
 def recipe(name: str) -> Config:

@@ -1,0 +1,74 @@
+"""The data sets of OGBench (Park et al. 2025, arXiv 2410.20092) and their official tasks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import gymnasium
+
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.config import Config, override
+from ami_agent.data.ogbench import check_ogbench
+from ami_agent.recipes.goals import goals
+from ami_agent.recipes.gym import NO_DATASET
+from ami_agent.training import LoadDataset
+from modules.configurator import TaskSpec
+from modules.types import ConfigError
+
+DEFAULT_DATASET = EnvConfig(id="pointmaze-medium-navigate")
+NUM_TASKS = 5
+EXCLUDED = re.compile(r"-singletask-|^online-|^powderworld-")
+"""Environments of OGBench that have rewards instead of goals, or actions of another kind."""
+RULES = ("navigate", "stitch", "explore", "play", "noisy")
+"""How the data of a set were made; the last word of its name before the version."""
+
+
+def ogbench(env: EnvConfig = DEFAULT_DATASET, data: LoadDataset = NO_DATASET) -> Config:
+    """A data set of OGBench (`--env.id pointmaze-giant-navigate --data FILE`), evaluated as the
+    benchmark does: five tasks, each with a goal of its own, success as the environment reports it.
+    The agent learns from the recorded episodes alone."""
+    check_ogbench()
+    dataset, env = env.id, official_env(env)
+    if data == NO_DATASET:
+        raise ConfigError(
+            f"{dataset} needs its recorded data: --data FILE, the file that OGBench publishes, or "
+            f"for point mazes one that `ami data make ogbench {dataset} --out FILE` makes again"
+        )
+    config = goals(env, data)
+    return override(config, {"recipe": "ogbench", "tasks": official_tasks()})
+
+
+def official_tasks() -> dict[str, TaskSpec]:
+    """The tasks of the benchmark, which `reach` stands for."""
+    names = [f"task{number}" for number in range(1, NUM_TASKS + 1)]
+    tasks = {
+        name: TaskSpec(goal_source="env", reset_options={"task_id": number})
+        for number, name in enumerate(names, 1)
+    }
+    return {"reach": TaskSpec(goal_source="env", members=tuple(names)), **tasks}
+
+
+def official_env(env: EnvConfig) -> EnvConfig:
+    """The environment of a data set, `pointmaze-giant-navigate` with or without "-v0"; ConfigError
+    where OGBench has none."""
+    name = env.id.removesuffix("-v0")
+    words = [word for word in name.split("-") if word not in RULES]
+    env_id = "-".join([*words, "v0"])
+    if env_id not in official_ids():
+        known = [env_id.removesuffix("-v0") for env_id in official_ids()]
+        raise ConfigError(
+            f"OGBench has no data set {env.id!r}; a name is that of an environment "
+            f"({', '.join(known)}) and how its data were made ({', '.join(RULES)})"
+        )
+    imports = tuple(dict.fromkeys([*env.imports, "ogbench"]))
+    return replace(env, id=env_id, imports=imports, own_numpy_random=True)
+
+
+def official_ids() -> list[str]:
+    """The goal-conditioned environments of OGBench."""
+    return [
+        env_id
+        for env_id, spec in gymnasium.registry.items()
+        if str(spec.entry_point).startswith("ogbench.") and not EXCLUDED.search(env_id)
+    ]
