@@ -7,9 +7,11 @@ from collections.abc import Mapping
 
 from ami_agent.bench.baselines import SB3Comparison
 from ami_agent.bench.speed import EnvSpeed, PlanningSpeed
+from ami_agent.bench.suites import SuiteComparison
 
-BENCHMARKS: Mapping[str, SB3Comparison | PlanningSpeed | EnvSpeed] = {
+BENCHMARKS: Mapping[str, SB3Comparison | SuiteComparison | PlanningSpeed | EnvSpeed] = {
     "baselines": SB3Comparison(),
+    "suites": SuiteComparison(),
     "planning-speed": PlanningSpeed(),
     "env-speed": EnvSpeed(),
 }

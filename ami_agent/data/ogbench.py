@@ -156,10 +156,10 @@ class Walker:
 
     def __init__(self, data: PointMazeData) -> None:
         self.data = data
-        self.env: Any = gymnasium.make(
-            data.env_id, terminate_at_goal=False, disable_env_checker=True
-        ).unwrapped
-        self.free = [tuple(cell) for cell in np.argwhere(self.env.maze_map == 0).tolist()]
+        make: Any = gymnasium.make
+        self.env = make(data.env_id, terminate_at_goal=False, disable_env_checker=True).unwrapped
+        rows, columns = np.nonzero(self.env.maze_map == 0)
+        self.free: list[Cell] = list(zip(rows.tolist(), columns.tolist(), strict=True))
         self.junctions = [cell for cell in self.free if not self._is_hallway(cell)]
         self.subgoal = cache(self._subgoal)
 
@@ -175,7 +175,7 @@ class Walker:
         """The middle of the next cell on the shortest path; the present one's if there is none."""
         ij_to_xy = self.env.ij_to_xy
         subgoal, _ = self.env.get_oracle_subgoal(ij_to_xy(here), ij_to_xy(goal))
-        return subgoal
+        return np.asarray(subgoal)
 
     def episode(self, seed: int, index: int) -> Arrays:
         """The rows of one episode, each `[T, *]`."""

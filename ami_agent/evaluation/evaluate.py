@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -172,7 +172,7 @@ def evaluate_modes(
     name = task or next(iter(agent.tasks))
     env_config = EnvConfig(id=env) if isinstance(env, str) else env
     config = env_config.for_task(task_spec)
-    parts = _parts(agent, env_config, name, episodes, seed)
+    parts = _parts(agent.tasks, env_config, name, episodes, seed)
     with closing(config.build(1)) as env_adapter:
         check_same_spaces(agent.spec, env_adapter.spec, config)
         signals = env_adapter.spec.interoception
@@ -203,6 +203,22 @@ def evaluate_modes(
     }
 
 
+def evaluate_policies(
+    makers: Mapping[str, policies.PolicyFactory], config: Config, episodes: int,
+    seed: int = FIRST_EVAL_SEED,
+) -> dict[str, Results]:  # fmt: skip
+    """The results of policies by name, in the first task of a Config, on the episodes that an agent
+    would have there."""
+    parts = _parts(config.tasks, config.eval_env, next(iter(config.tasks)), episodes, seed)
+    with closing(parts[0].env.build(1)) as env_adapter:
+        signals = env_adapter.spec.interoception
+    found = {}
+    for name, make_policy in makers.items():
+        results = _concatenate(part.run(make_policy, "cpu") for part in parts)
+        found[name] = _summarize_parts(results, parts, signals, results.reports_success)
+    return found
+
+
 class EvalPart(NamedTuple):
     """Episodes of an evaluation that have one task."""
 
@@ -217,9 +233,11 @@ class EvalPart(NamedTuple):
         return run_many(make_policy, self.env, self.episodes, self.seed, device)
 
 
-def _parts(agent: Agent, env: EnvConfig, task: str, episodes: int, seed: int) -> list[EvalPart]:
+def _parts(
+    tasks: Mapping[str, TaskSpec], env: EnvConfig, task: str, episodes: int, seed: int
+) -> list[EvalPart]:
     """The episodes of a task; those of its members, as many of each, where it has some."""
-    names = agent.tasks[task].members or (task,)
+    names = tasks[task].members or (task,)
     each, rest = divmod(episodes, len(names))
     if rest:
         raise ConfigError(
@@ -227,7 +245,7 @@ def _parts(agent: Agent, env: EnvConfig, task: str, episodes: int, seed: int) ->
             f"{task!r}: --episodes must be a multiple of {len(names)}"
         )
     return [
-        EvalPart(name, agent.tasks[name], env.for_task(agent.tasks[name]), each, seed + i * each)
+        EvalPart(name, tasks[name], env.for_task(tasks[name]), each, seed + i * each)
         for i, name in enumerate(names)
     ]
 
