@@ -312,3 +312,23 @@ def test_refuses_transitions_of_another_shape():
         memory.sample(4, 1, dice(), group_size=3)
     with pytest.raises(ConfigError, match="no step of episode 99"):
         memory.get_episode(99)
+
+
+@pytest.mark.parametrize("steps", [5, 30])  # fewer than it keeps, and so many that it wraps around
+def test_several_steps_at_once_are_mapped_as_one_after_the_other(steps):
+    memory = collect_data(seed=7, steps=steps, capacity=20)
+    visited = []
+
+    def encode(obs, begins):
+        visited.append((obs, begins))
+        return obs[:, :2] * 2
+
+    alone = memory.map_observations(encode)
+    one_by_one, visited = visited, []
+    together = memory.map_observations(encode, 4)
+    assert len(visited) == -(-len(one_by_one) // 4)
+    for part in range(2):
+        seen = torch.cat([call[part] for call in visited])
+        assert torch.equal(seen, torch.cat([call[part] for call in one_by_one]))
+    states = [copy.sample(64, 2, dice()).obs for copy in (alone, together)]
+    assert torch.equal(*states)

@@ -16,7 +16,7 @@ from ami_agent.agent import Agent
 from ami_agent.training import distributed
 from ami_agent.training.optim import OptimConfig, clip_gradients
 from modules.memory.replay_buffer import ReplayBuffer
-from modules.memory.short_term import EpisodeMemory
+from modules.memory.short_term import EpisodeMemory, ShortTermMemory
 from modules.types import (
     BATCH,
     ENV_STEPS,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ENCODED_AT_ONCE = 4096
+"""Observations of a batch that is encoded."""
 MIN_FRACTION = 0.9
 """Fraction of the recorded steps below which training on them logs a warning."""
 RANGES = {
@@ -273,7 +275,8 @@ def task_modality_sets(agent: Agent) -> list[dict[str, float]]:
 
 def encode_buffer(agent: Agent, modality_weights: ModalityWeights | None = None) -> ReplayBuffer:
     """The replay buffer with states in the place of observations, each encoded once: for stages
-    that don't train perception."""
+    that don't train perception. Without a short-term memory several steps are encoded at once:
+    recorded data are steps of a single environment, a million of them."""
     weights = modality_weights or agent.configurator.default_modality_weights
     agent.perception.eval()
     episode_memory = EpisodeMemory()
@@ -286,7 +289,9 @@ def encode_buffer(agent: Agent, modality_weights: ModalityWeights | None = None)
         )
         return state
 
-    return agent.replay_buffer.map_observations(encode)
+    has_memory = type(agent.short_term_memory) is not ShortTermMemory
+    steps_at_once = 1 if has_memory else max(1, ENCODED_AT_ONCE // agent.replay_buffer.num_envs)
+    return agent.replay_buffer.map_observations(encode, steps_at_once)
 
 
 def with_prefixes(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

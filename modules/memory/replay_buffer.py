@@ -279,20 +279,26 @@ class ReplayBuffer:
             raise ConfigError(f"the replay buffer keeps no step of episode {int(episode)}")
         return self._read(in_episode.flatten().int().argmax()[None], length, padded=False)
 
-    def map_observations(self, encode: Callable[[Observation, Tensor], Tensor]) -> ReplayBuffer:
+    def map_observations(
+        self, encode: Callable[[Observation, Tensor], Tensor], steps_at_once: int = 1
+    ) -> ReplayBuffer:
         """A read-only copy with states in the place of observations. `encode` takes the
         observations `[B, *O]` of every step in order, and which of the B environments begin an
-        episode there."""
+        episode there; those of `steps_at_once` steps as one batch, where a state depends on its own
+        observation alone."""
         other, states = copy(self), torch.empty(0)
         all_envs = torch.arange(self.num_envs, device=self._device)
         with torch.no_grad():
-            for step in range(self._oldest(), self._steps + 1):
-                row = step % self._rows
-                obs = self._read_obs(all_envs, torch.full_like(all_envs, step)[:, None])
-                state = encode(tree_map(lambda part: part[:, 0], obs), self._age[:, row] == 0)
+            for first in range(self._oldest(), self._steps + 1, steps_at_once):
+                steps = torch.arange(first, min(first + steps_at_once, self._steps + 1))
+                rows = steps % self._rows
+                step_of_each = steps.to(all_envs).repeat_interleave(self.num_envs)
+                obs = self._read_obs(all_envs.repeat(len(steps)), step_of_each[:, None])
+                begins = (self._age[:, rows] == 0).T.flatten()
+                state = encode(tree_map(lambda part: part[:, 0], obs), begins)
                 if not len(states):
-                    states = self._new_states(state)
-                states[row] = state
+                    states = self._new_states(state[: self.num_envs])
+                states[rows] = state.unflatten(0, (len(steps), self.num_envs))
         other._store = {"obs": states, **{name: self._store[name] for name in STEP_PARTS}}
         other._stack = 1
         return other
