@@ -24,7 +24,7 @@ from ami_agent.training.representation_losses import IDENTITY_WEIGHTS
 from modules.actor.planning import GradientPlannerConfig
 from modules.actor.policy import BoxActions, OneHotActions, PolicyConfig
 from modules.actor.subgoals import LandmarkGraphConfig
-from modules.configurator import TaskSpec
+from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import GoalCriticConfig
 from modules.cost.quasimetric import FourierQuasimetricConfig, QuasimetricConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
@@ -35,6 +35,9 @@ DEFAULT_ENV = EnvConfig(id="ami/PointMaze-v0", options={"map": "u", "obs_type": 
 LOW_DIMENSIONAL = 8
 """Numbers of an observation up to which Fourier features resolve walls; phases of more numbers
 than that are random."""
+FREQUENCY_SCALE = 4.0
+"""Radians per standard deviation of the observations: walls a quarter of that apart are told
+apart."""
 UNIT = 10
 """Steps that make a distance of 1. Noise moves an agent as far as its aim does in one step, but not
 in ten."""
@@ -57,11 +60,13 @@ def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Confi
         action_space=OneHotActions(sizes=spec.choices) if spec.choices else BoxActions(),
         perception=MultiModalEncoderConfig(vector_dim=0, patch=0 if has_images else 8),
         world_model=WorldModelConfig(
-            dynamics=FourierDynamicsConfig() if is_low else MLPDynamicsConfig(hidden=256)
+            dynamics=FourierDynamicsConfig(frequency_scale=FREQUENCY_SCALE)
+            if is_low
+            else MLPDynamicsConfig(hidden=256)
         ),
         cost=CostConfig(
             goal_critic=GoalCriticConfig(
-                distance=FourierQuasimetricConfig(num_frequencies=256, frequency_scale=4.0)
+                distance=FourierQuasimetricConfig(frequency_scale=FREQUENCY_SCALE)
                 if is_low
                 else QuasimetricConfig(hidden=256)
             )
@@ -77,6 +82,9 @@ def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Confi
             planner=GradientPlannerConfig(num_proposals=2, num_warm_starts=1),
             policy=PolicyConfig(hidden=256),
         ),
+        # the critic has minima of its own in corners that the data hardly visit, where a plan would
+        # stay; towards a subgoal nearby the straight line is right, and leads out of them
+        configurator=ConfiguratorConfig(goal_distance=10.0),
         tasks={"reach": TaskSpec(goal_source="env")},
         stages={
             "collect": dataset or CollectRandom(num_envs=100, steps=500),
@@ -86,7 +94,7 @@ def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Confi
             "train_goal_critic": TrainQuasimetric(
                 length=UNIT,
                 log_push=True,
-                optim=OptimConfig(steps=4000, batch_size=256, lr=2e-3),
+                optim=OptimConfig(steps=5000, batch_size=256, lr=2e-3),
             ),
             "select_landmarks": SelectLandmarks(num_candidates=10_000, length=2 * UNIT),
             **_policy_stage(has_dataset=dataset is not None),
