@@ -60,9 +60,7 @@ def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Confi
         action_space=OneHotActions(sizes=spec.choices) if spec.choices else BoxActions(),
         perception=MultiModalEncoderConfig(vector_dim=0, patch=0 if has_images else 8),
         world_model=WorldModelConfig(
-            dynamics=FourierDynamicsConfig(frequency_scale=FREQUENCY_SCALE)
-            if is_low
-            else MLPDynamicsConfig(hidden=256)
+            dynamics=FourierDynamicsConfig() if is_low else MLPDynamicsConfig(hidden=256)
         ),
         cost=CostConfig(
             goal_critic=GoalCriticConfig(
