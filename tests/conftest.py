@@ -32,6 +32,9 @@ from modules.actor.subgoals import LandmarkGraphConfig
 from modules.types import PlannerCarry, PolicyFn, PolicyRolloutFn, Rollout, RolloutFn, TaskContext
 from modules.world_model.hjepa import HierarchicalJEPAConfig
 
+OWN_RECIPES = [name for name in recipes.RECIPES if name != "ogbench"]
+"""Those that need neither another package nor recorded data."""
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():

@@ -25,7 +25,7 @@ from modules.memory.short_term import (
     GRUMemoryConfig,
 )
 from modules.types import ConfigError, Observation, Plan, as_dict
-from tests.conftest import small
+from tests.conftest import OWN_RECIPES, small
 
 MODES = ("react", "plan", "auto")
 LEARNS = {
@@ -211,7 +211,7 @@ def test_a_reactive_actor_in_one_env_is_the_same_as_among_many(tiny):
         torch.testing.assert_close(controller.act(obs[env, None]).action[0], together[env])
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", OWN_RECIPES)
 def test_every_recipe_trains_its_stages_and_each_moves_its_own_components_only(name):
     config = small(recipes.recipe(name), steps=2)
     agent, env = make_policy(config)

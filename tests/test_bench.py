@@ -33,7 +33,7 @@ def run_cli(*argv):
 def test_without_a_name_the_benchmarks_are_listed(tmp_path, capsys):
     assert run_cli("bench", "--json", tmp_path / "results.json") == 0
     output = json.loads((tmp_path / "results.json").read_text())
-    assert set(output) == {"baselines", "planning-speed", "env-speed"}
+    assert set(output) == {"baselines", "suites", "planning-speed", "env-speed"}
     message = capsys.readouterr().out
     assert all(name in message for name in output)
     assert run_cli("--help") == 0
@@ -43,7 +43,7 @@ def test_without_a_name_the_benchmarks_are_listed(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("chess",), "no benchmark 'chess'; there are baselines, planning-speed, env-speed"),
+        (("chess",), "no benchmark 'chess'; there are baselines, suites, planning-speed, env-speed"),
         (("env-speed", "--num-envs", "0"), "--num-envs"),
         (("planning-speed", "--num-envs", "0"), "--num-envs"),
         (("planning-speed", "--run", "nowhere"), "nowhere"),

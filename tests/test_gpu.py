@@ -13,7 +13,7 @@ from ami_agent.evaluation.evaluate import evaluate_modes
 from ami_agent.storage import run_dir
 from ami_agent.train import train
 from modules.configurator import Task
-from tests.conftest import small
+from tests.conftest import OWN_RECIPES, small
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,7 +41,7 @@ def test_evaluation_runs_on_a_gpu(tiny, tmp_path):
     assert ami.evaluate(agent, tiny.eval_env, episodes=2)["device"].startswith("cuda")
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", OWN_RECIPES)
 def test_every_recipe_trains_resumes_and_acts_on_a_gpu(name, tmp_path):
     config, run = small(recipes.recipe(name)), tmp_path / "run"
     agent = train(config, out=run, device="cuda", save_every=0)

@@ -36,8 +36,8 @@ LOW_DIMENSIONAL = 8
 """Numbers of an observation up to which Fourier features resolve walls; phases of more numbers
 than that are random."""
 FREQUENCY_SCALE = 4.0
-"""Radians per standard deviation of the observations: walls a quarter of that apart are told
-apart."""
+"""Radians per standard deviation of the observations: the critic resolves lanes a quarter of that
+wide."""
 UNIT = 10
 """Steps that make a distance of 1. Noise moves an agent as far as its aim does in one step, but not
 in ten."""
