@@ -11,7 +11,12 @@ from gymnasium import spaces
 
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import build, override
-from ami_agent.evaluation.evaluate import evaluate_modes, evaluate_policies, table_rows
+from ami_agent.evaluation.evaluate import (
+    _parts,
+    evaluate_modes,
+    evaluate_policies,
+    table_rows,
+)
 from ami_agent.evaluation.policies import make_random_policy
 from ami_agent.recipes import goals
 from modules.configurator import TaskSpec
@@ -107,6 +112,12 @@ def test_a_task_of_several_members_has_as_many_episodes_of_each_and_reports_them
     assert found["success"]["mean"] == 0.5
     by_task = {name: result["success"]["mean"] for name, result in found["by_task"].items()}
     assert by_task == {"never": 0.0, "always": 1.0}
+
+
+def test_the_members_of_a_task_have_different_episodes():
+    parts = _parts(TASKS, CONFIG, "both", 6, 100)
+    found = [(part.task, part.episodes, part.seed) for part in parts]
+    assert found == [("never", 3, 100), ("always", 3, 103)]
 
 
 def test_an_agent_is_evaluated_in_the_members_of_its_task():
