@@ -204,3 +204,7 @@ def test_the_suite_prints_ours_beside_the_published_results(package, tmp_path, m
     assert found["seeds"]["0"]["plan"]["by_task"]["task5"]["success"]["mean"] == 0
     monkeypatch.setattr(suites, "train", None)  # a command that is repeated measures nothing again
     assert main(argv) == 0
+    monkeypatch.setattr(suites, "QUICK_CHANGES", {"configurator.goal_distance": 3.0})
+    line = error_line(capsys, *argv)
+    assert "was measured with other settings" in line
+    assert "choose another --out" in line

@@ -3,7 +3,7 @@ published."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from ami_agent import config_io
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.bench import ogbench as point_mazes
 from ami_agent.bench.ogbench import reference_policies
@@ -22,7 +23,7 @@ from ami_agent.evaluation.evaluate import evaluate_modes, evaluate_policies
 from ami_agent.evaluation.intervals import format_percent
 from ami_agent.logger import RunLogger, print_line, print_table
 from ami_agent.recipes.ogbench import NUM_TASKS, ogbench
-from ami_agent.storage import run_dir
+from ami_agent.storage import files, run_dir
 from ami_agent.train import train
 from ami_agent.training import LoadDataset
 from modules.types import ConfigError, validate_ranges
@@ -106,32 +107,49 @@ class SuiteComparison(CommandFlags):
         return Path(self.out) / (f"{dataset}-quick" if self.quick else dataset)
 
     def _run(self, config: Config, dataset: str, seed: int, console: Console) -> dict[str, Any]:
-        """The results of one seed, by mode; measured once and kept."""
-        folder = self._folder(dataset) / str(seed)
-        path = folder / f"suite-{self.episodes}.json"
-        if not path.exists():
+        """The results of one seed, by mode."""
+        folder, episodes = self._folder(dataset) / str(seed), NUM_TASKS * self.episodes
+
+        def measure() -> dict[str, Any]:
             print_line(console, f"{dataset}, seed {seed}")
-            with closing(RunLogger(folder, console)) as logger:
+            with files.locked(folder), closing(RunLogger(folder, console)) as logger:
                 agent = train(
                     config, out=folder, seed=seed, device=device(self.device),
                     resume=(folder / "config.json").exists(), logger=logger,
                 )  # fmt: skip
-            episodes = NUM_TASKS * self.episodes
-            results = evaluate_modes(agent, config.eval_env, modes=tuple(MODES), episodes=episodes)
-            run_dir.write_json(path, results)
-        return _read(path)
+                return evaluate_modes(agent, config.eval_env, modes=tuple(MODES), episodes=episodes)
+
+        return _measured_once(folder / f"suite-{self.episodes}.json", config, measure)
 
     def _references(self, config: Config, dataset: str, console: Console) -> dict[str, Any]:
-        """Floor and ceiling, measured once and kept."""
-        path, makers = (
-            self._folder(dataset) / f"references-{self.episodes}.json",
-            reference_policies(),
-        )
-        if not path.exists():
+        """Floor and ceiling."""
+        makers = reference_policies()
+
+        def measure() -> dict[str, Any]:
             print_line(console, f"{dataset}: {', '.join(makers)}")
-            results = evaluate_policies(makers, config, NUM_TASKS * self.episodes)
-            run_dir.write_json(path, results)
-        return _read(path)
+            return evaluate_policies(makers, config, NUM_TASKS * self.episodes)
+
+        path = self._folder(dataset) / f"references-{self.episodes}.json"
+        return _measured_once(path, config, measure)
+
+
+def _measured_once(
+    path: Path, config: Config, measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What `measure` returns, which is kept; ConfigError where it was measured with other settings
+    than these."""
+    settings = config_io.to_json(config)
+    if not path.exists():
+        run_dir.write_json(path, {"settings": settings, "results": measure()})
+    stored = run_dir.read_json(path)
+    results = stored.get("results") if isinstance(stored, dict) else None
+    if not isinstance(results, dict):
+        raise ConfigError(f"{path} holds no results: remove it, and they are measured again")
+    if differing := config_io.differences(stored.get("settings"), settings):
+        raise ConfigError(
+            f"{path} was measured with other settings, {differing[0]}: choose another --out"
+        )
+    return results
 
 
 COLUMNS = ["data set", "agent", "success, %", "by task"]
@@ -166,10 +184,3 @@ def _success(results: Sequence[Mapping[str, Any]]) -> str:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.0f}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found = run_dir.read_json(path)
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} holds no results: remove it, and they are measured again")
-    return found
