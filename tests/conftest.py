@@ -32,7 +32,7 @@ from modules.actor.subgoals import LandmarkGraphConfig
 from modules.types import PlannerCarry, PolicyFn, PolicyRolloutFn, Rollout, RolloutFn, TaskContext
 from modules.world_model.hjepa import HierarchicalJEPAConfig
 
-OWN_RECIPES = [name for name in recipes.RECIPES if name != "ogbench"]
+OWN_RECIPES = [name for name in recipes.RECIPES if name not in ("ogbench", "gymnasium-robotics")]
 """Those that need neither another package nor recorded data."""
 
 

@@ -118,6 +118,7 @@ def check_train(name: str, flags: list[str]) -> None:
     if name in ("goals", "ogbench"):  # one recipe; that of OGBench needs the package and data
         _, flags = config_io.parse_known(args.EnvFlags(env=DEFAULT_ENV), flags, "ami")
         name = "goals"
+    name = {"gymnasium-robotics": "gym"}.get(name, name)
     if name != "gym":
         config, flags = config_io.choose_components(recipe(name), flags)
         config_io.parse(args.TrainFlags(config=config), flags, "ami")

@@ -11,13 +11,16 @@ import pytest
 import torch
 from rich.console import Console
 
+from ami_agent.adapters.env import EnvConfig
 from ami_agent.bench import suites
 from ami_agent.bench.ogbench import PUBLISHED, PUBLISHED_LEARNERS, reference_policies
 from ami_agent.cli.main import main
 from ami_agent.data import ogbench as data
 from ami_agent.data.ogbench import make_ogbench, point_maze_data
 from ami_agent.evaluation.evaluate import evaluate_policies
+from ami_agent.recipes import robotics
 from ami_agent.recipes.ogbench import DEFAULT_DATASET, official_env, official_tasks
+from ami_agent.training import OnlineActorCritic
 from modules.types import ConfigError
 from tests.conftest import error_line
 
@@ -48,6 +51,19 @@ def test_without_the_package_one_line_says_how_to_install_it(monkeypatch, capsys
     monkeypatch.setattr(data, "find_spec", lambda name: None)
     line = error_line(capsys, "train", "ogbench", "--env.id", MEDIUM)
     assert "ogbench is not installed: pip install 'ami-agent[ogbench]'" in line
+
+
+def test_without_gymnasium_robotics_one_line_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setattr(robotics, "find_spec", lambda name: None)
+    line = error_line(capsys, "train", "gymnasium-robotics")
+    assert "gymnasium-robotics is not installed: pip install 'ami-agent[robotics]'" in line
+
+
+def test_the_recipe_of_gymnasium_robotics_learns_with_hindsight():
+    pytest.importorskip("gymnasium_robotics", reason="needs the extra `robotics`")
+    config = robotics.gymnasium_robotics(EnvConfig(id="PointMaze_Large-v3"))
+    assert config.find(OnlineActorCritic).hindsight_fraction == 0.8
+    assert config.env.imports == ("gymnasium_robotics",)
 
 
 def test_published_results_name_every_learner():

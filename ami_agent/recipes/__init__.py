@@ -27,6 +27,8 @@ from ami_agent.recipes.maze import (
     point_maze_pixels,
 )
 from ami_agent.recipes.ogbench import DEFAULT_DATASET, ogbench
+from ami_agent.recipes.robotics import DEFAULT_ENV as ROBOTICS_DEFAULT
+from ami_agent.recipes.robotics import gymnasium_robotics
 from ami_agent.recipes.two_rooms import (
     two_rooms,
     two_rooms_distracted,
@@ -55,6 +57,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "gym": gym,
     "goals": goals,
     "ogbench": ogbench,
+    "gymnasium-robotics": gymnasium_robotics,
     "point-maze": point_maze,
     "point-maze-medium": point_maze_medium,
     "point-maze-pixels": point_maze_pixels,
@@ -68,6 +71,7 @@ ENV_RECIPES: Mapping[str, tuple[Callable[..., Config], EnvConfig]] = {
     "gym": (gym, GYM_DEFAULT),
     "goals": (goals, GOALS_DEFAULT),
     "ogbench": (ogbench, DEFAULT_DATASET),
+    "gymnasium-robotics": (gymnasium_robotics, ROBOTICS_DEFAULT),
 }
 """The recipes for any environment, each with the one that it takes by default; they are functions
 of an `EnvConfig` and a `LoadDataset`."""
