@@ -74,7 +74,7 @@ def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Confi
                 num_landmarks=500,
                 trusted_edge_length=2.0,
                 subgoal_spacing=2.0,
-                max_edges=64,
+                max_edges=16,  # enough for all subgoals of a plan
                 stuck_after=4 * UNIT,
             ),
             planner=GradientPlannerConfig(num_proposals=2, num_warm_starts=1),
