@@ -68,9 +68,8 @@ class SuiteComparison(CommandFlags):
         """By data set: success of each mode, of the baselines and of the published learners."""
         names = [point_mazes.check_dataset(name) for name in self.datasets]
         found = {name: self._compare(name, console) for name in names[: 1 if self.quick else None]}
-        print_table(
-            console, "success at any step, of the five official tasks", COLUMNS, _rows(found)
-        )
+        for name, comparison in found.items():
+            print_table(console, f"{name}: success, %", COLUMNS, _rows(comparison))
         print_line(
             console,
             f"Ours: data made again by OGBench's own rule, not its published files. Published: "
@@ -152,26 +151,24 @@ def _measured_once(
     return results
 
 
-COLUMNS = ["data set", "agent", "success, %", "by task"]
+COLUMNS = ["agent", "five tasks", "by task"]
 
 
-def _rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """The printed table: of each data set ours, the baselines and the published learners."""
+def _rows(comparison: Mapping[str, Any]) -> list[list[str]]:
+    """The printed table of a data set: ours, the baselines and the published learners."""
+    by_agent = {
+        f"AMI, {label}": [run[mode] for run in comparison["seeds"].values()]
+        for mode, label in MODES.items()
+    } | {name: [results] for name, results in comparison["baselines"].items()}
     rows = []
-    for dataset, comparison in found.items():
-        by_agent = {
-            f"AMI, {label}": [run[mode] for run in comparison["seeds"].values()]
-            for mode, label in MODES.items()
-        } | {name: [results] for name, results in comparison["baselines"].items()}
-        for agent, results in by_agent.items():
-            by_task = [
-                mean(result["by_task"][f"task{number}"]["success"]["mean"] for result in results)
-                for number in range(1, NUM_TASKS + 1)
-            ]
-            rows.append([dataset, agent, _success(results), " ".join(map(_percent, by_task))])
-        for learner, success in comparison["published"]["success"].items():
-            rows.append([dataset, f"{learner} (published)", _percent(success), ""])
-    return rows
+    for agent, results in by_agent.items():
+        by_task = [
+            mean(result["by_task"][f"task{number}"]["success"]["mean"] for result in results)
+            for number in range(1, NUM_TASKS + 1)
+        ]
+        rows.append([agent, _success(results), " ".join(map(_percent, by_task))])
+    published = comparison["published"]["success"].items()
+    return [*rows, *([f"{name} (published)", _percent(value), ""] for name, value in published)]
 
 
 def _success(results: Sequence[Mapping[str, Any]]) -> str:
