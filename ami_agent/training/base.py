@@ -59,6 +59,7 @@ RANGES = {
     "num_envs": (1, 1_000_000),
     "num_graphs": (1, 1_000_000),
     "num_imagined": (0, 1_000_000),
+    "num_visited": (1, 10_000_000),
     "num_windows": (1, 10_000_000),
     "prediction": WEIGHT,
     "rounds": (1, 100_000),
@@ -176,6 +177,7 @@ class SGDStageRun(StageRun):
         self.module, self.loss, self.config, self.total = module, loss, config, config.steps
         self.weights, self.post_step = weights or {}, post_step
         self.fraction: Callable[[], Tensor] | None = None  # of the steps, that windows can hold
+        self.constant_metrics: dict[str, Tensor] = {}  # scalars, logged at every step
         self.generator = torch.Generator().manual_seed(seed)
         self.modules = list(module.modules())
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -222,7 +224,7 @@ class SGDStageRun(StageRun):
         self.optimizer.step()
         self.post_step()
         self.step += 1
-        metrics = {"loss": means["loss"], "gradient": norm, **means}
+        metrics = {"loss": means["loss"], "gradient": norm, **means, **self.constant_metrics}
         if self.fraction is not None:
             metrics["drawn_fraction"] = self.fraction()
         return {name: value.detach() for name, value in metrics.items()}

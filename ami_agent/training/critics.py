@@ -21,6 +21,7 @@ from ami_agent.training.base import (
     check_window,
     encode_buffer,
 )
+from ami_agent.training.chance import split_at_chance
 from ami_agent.training.distributed import split_states
 from ami_agent.training.hindsight import SamplesTrajectories
 from ami_agent.training.optim import OptimConfig
@@ -129,6 +130,9 @@ class TrainQuasimetric(SGDStage):
     environments whose layout never changes."""
     length: int = 1
     """Recorded steps that make a distance of 1; more where the agent moves slowly."""
+    exclude_chance: bool = False
+    """Whether a step in which chance moved the agent joins no states: it is no way from one to the
+    other (`ChanceDetector`; the world model must be trained before)."""
 
     def check(self, config: Config, name: str) -> None:
         check_goal_critic(config, name)
@@ -136,6 +140,9 @@ class TrainQuasimetric(SGDStage):
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         distance, buffer = critic_of(agent), encode_buffer(agent)
+        num_steps = len(buffer)
+        if self.exclude_chance:
+            buffer, _ = split_at_chance(agent, buffer)
         multiplier = LagrangeMultiplier().to(agent.device)
         push_group = self.group_size if self.group_size > 1 else self.optim.batch_size
 
@@ -152,6 +159,9 @@ class TrainQuasimetric(SGDStage):
 
         stage_run = SGDStageRun(nn.ModuleList([distance, multiplier]), loss, self.optim, seed=seed)
         stage_run.log_drawn_fraction(buffer, "the critic", self.length)
+        if self.exclude_chance:
+            chance_fraction = torch.tensor(1 - len(buffer) / num_steps)
+            stage_run.constant_metrics["chance_fraction"] = chance_fraction
         return stage_run
 
 

@@ -23,12 +23,14 @@ from ami_agent.training.base import (
     encode_buffer,
     states_from_steps,
 )
+from ami_agent.training.chance import split_at_chance
 from ami_agent.training.critics import LagrangeMultiplier, critic_of, quasimetric_loss
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.risk import latin_hypercube
 from modules.actor.subgoals import LandmarkGraph, LandmarkGraphConfig
-from modules.actor.subgoals.landmark_graph import CHUNK_SIZE
+from modules.actor.subgoals.landmark_graph import CHUNK_SIZE, RecordedChance
 from modules.cost.quasimetric import Quasimetric
+from modules.memory.storage import OBS_ONLY
 from modules.types import ConfigError
 from modules.world_model.hjepa import HierarchicalJEPA, HierarchicalJEPAConfig, JEPALevel
 
@@ -215,6 +217,9 @@ class SelectLandmarks(Stage):
     """Recorded windows from which the graph knows which of its edges were travelled."""
     length: int = 8
     """Steps of such a window."""
+    num_visited: int = 100_000
+    """Recorded states, at most, of which a graph with stochastic edges takes how often the agent
+    was at each landmark; chance events count all."""
 
     def check(self, config: Config, name: str) -> None:
         subgoals = config.actor.subgoals
@@ -244,10 +249,16 @@ class LandmarkSelector(StageRun):
         self.total = graph.config.num_landmarks
         generator = torch.Generator().manual_seed(seed)
         buffer = encode_buffer(agent)
+        self.recorded: RecordedChance | None = None
         with torch.no_grad():
             sample = buffer.sample(stage.num_candidates, 1, generator)
             self.states = sample.states[:, 0]
             self.actions = sample.actions[:, 0].to(self.states)
+            if graph.config.stochastic_edges:
+                num_steps, count = len(buffer), min(stage.num_visited, len(buffer))
+                visited = buffer.sample(count, 1, generator, parts=OBS_ONLY).states[:, 0]
+                buffer, events = split_at_chance(agent, buffer)
+                self.recorded = RecordedChance(events[:, 0], events[:, 1], visited, num_steps)
             self.windows = buffer.sample(stage.num_windows, stage.length, generator).states
             self.embeddings = self.distance.embed(self.states)
         noise_dim = self.model.level(0).latent.noise_dim
@@ -275,7 +286,7 @@ class LandmarkSelector(StageRun):
     def finish(self) -> None:
         chosen = torch.stack(self.chosen)
         outcomes = torch.cat([self._outcomes(part) for part in chosen.split(CHUNK_SIZE)])
-        self.graph.build(self.states[chosen], self.windows, outcomes)
+        self.graph.build(self.states[chosen], self.windows, outcomes, self.recorded)
 
     def _outcomes(self, chosen: Tensor) -> Tensor:
         """Sampled next states of landmarks `[K]` after the recorded action, with the same noise for

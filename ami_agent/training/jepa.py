@@ -24,6 +24,7 @@ from ami_agent.training.base import (
     states_from_steps,
     task_modality_sets,
 )
+from ami_agent.training.chance import chance_threshold, replace_chance
 from ami_agent.training.collect import CollectWithPlanner
 from ami_agent.training.distributed import split
 from ami_agent.training.hindsight import SamplesTrajectories
@@ -80,6 +81,8 @@ class JEPALoss:
     """Which of the other terms not to compute, of those that no prediction enters."""
     prototypes: Tensor = NO_PROTOTYPES
     """`[K, D]`"""
+    exclude_chance: bool = False
+    """Whether predictions have no error from a step on in which chance moved the agent."""
 
     def __call__(self, trajectory: Trajectory, generator: torch.Generator) -> dict[str, Tensor]:
         """The terms by name, of windows `[B, T, ..]`. The latent variable of a step is inferred
@@ -107,8 +110,9 @@ class JEPALoss:
             centered = representation_losses.center_within_episode(states, self.group_size, valid)
             centered_features = per_location(valid_states(centered), channels)
         terms, predicted, target = _unroll_terms(
-            self.model, trajectory._replace(obs=states), targets, generator, self.context_steps
-        )
+            self.model, trajectory._replace(obs=states), targets, generator, self.context_steps,
+            self.exclude_chance,
+        )  # fmt: skip
         optional: dict[str, Callable[[], Tensor]] = {
             "barlow_twins": lambda: representation_losses.barlow_twins(
                 per_location(predicted, channels), per_location(target, channels)
@@ -143,7 +147,7 @@ class JEPALoss:
 
 def _unroll_terms(
     model: WorldModel, trajectory: Trajectory, targets: Tensor, generator: torch.Generator,
-    context_steps: int,
+    context_steps: int, exclude_chance: bool = False,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # fmt: skip
     """Unrolls the model from each of the first `context_steps + 1` states of a trajectory. Returns
     the terms of the predicted states and interoception, of the latent variable and of the
@@ -169,6 +173,11 @@ def _unroll_terms(
     window_valid = None if valid is None else valid.unfold(1, length, 1).flatten(0, 1)
     valid_of_window, last_of_window = ValidSteps(window_valid), last_valid(window_valid)
     current, following = states_before.detach(), valid_steps(states_after).detach()
+    motion = following - current
+    if exclude_chance:
+        threshold = chance_threshold(motion)
+        window_targets = replace_chance(predicted[:, 1:], window_targets, threshold)
+        motion = motion.masked_fill((motion.abs() > threshold).any(-1, keepdim=True), 0)
     # three slices, not one shared tensor: the result depends on the order of summed gradients
     predicted_signals = model.interoception_head.predict(
         valid_of_window(predicted[:, :-1]),
@@ -180,7 +189,7 @@ def _unroll_terms(
             valid_of_window(predicted[:, 1:]), valid_of_window(window_targets)
         ),
         "scaled_prediction": representation_losses.scaled_prediction(
-            valid_of_window(predicted[:, 1:]), valid_of_window(window_targets), following - current
+            valid_of_window(predicted[:, 1:]), valid_of_window(window_targets), motion
         ),
         "interoception": representation_losses.interoception(
             predicted_signals,
@@ -231,6 +240,10 @@ class TrainJEPA(SGDStage):
     target_encoder: OnlineTargetConfig | EMATargetConfig | StopGradientTargetConfig = field(
         default_factory=OnlineTargetConfig
     )
+    exclude_chance: bool = False
+    """Whether the loss leaves out steps in which chance moved the agent, and what is predicted
+    beyond them in a window. For chance that is rare but far-reaching, without a latent variable:
+    motion more than twice as fast as 95 % of all steps is never learnt."""
 
     @property
     def window_steps(self) -> int:
@@ -276,7 +289,7 @@ class TrainJEPA(SGDStage):
                 lambda obs: split(perception, obs, modality_weights),
                 lambda obs, features: compute_targets(obs, features, modality_weights),
                 agent.short_term_memory, agent.world_model, agent.shape[0], self.group_size,
-                self.context_steps, optional_terms, left_out, prototypes,
+                self.context_steps, optional_terms, left_out, prototypes, self.exclude_chance,
             )  # fmt: skip
             return jepa_loss(batch, generator)
 

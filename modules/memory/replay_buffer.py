@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from copy import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modules.memory.storage import (
     ALL_PARTS,
@@ -43,6 +43,9 @@ __all__ = ["ALL_PARTS", "BY_ENV", "OBS_ONLY", "Parts", "ReplayBuffer"]
 
 BY_ENV = ("age", "episode", "done")
 """Entries of `state_dict` whose second dimension is the row; of all others it is the first."""
+
+SPLIT_CHUNK = 65_536
+"""Steps that `split_episodes` reads at once; bounds memory."""
 
 
 class ReplayBuffer:
@@ -310,6 +313,26 @@ class ReplayBuffer:
         if self._storage is None or example.device.type != "cpu":
             return example.new_zeros(shape)
         return self._storage.zeros(shape, example.dtype)
+
+    def split_episodes(self, split_at: Callable[[Trajectory], Tensor]) -> ReplayBuffer:
+        """A read-only copy whose episodes are split at some of their steps, as if the environment
+        had been reset there: no window contains such a step. `split_at` takes steps as windows of
+        length 1, obs `[N, 2, *O]`, and tells which to split at, `[N]` bool. Not for observations
+        that are stacks of frames."""
+        other, start = copy(self), self._find(1, pad=False).start
+        is_split = torch.zeros_like(self._done)
+        for part in start.split(SPLIT_CHUNK):
+            env, steps, _ = self._locate(part, 1, padded=False)
+            is_split[env, steps[:, 0] % self._rows] = split_at(self._read(part, 1, padded=False))
+        order = self._order()
+        first = nn.functional.pad(is_split[:, order], (1, 0))[:, :-1]  # of a part of an episode
+        column = torch.arange(len(order), device=self._device)
+        since = torch.where(first, column, -len(order)).cummax(1).values
+        other._age, other._episode = self._age.clone(), self._episode.clone()
+        other._age[:, order] = torch.minimum(self._age[:, order], (column - since).int())
+        other._episode[:, order] += self.num_envs * first.cumsum(1)
+        other._done, other._windows = self._done | is_split, {}
+        return other
 
     def state_dict(self) -> dict[str, Tensor]:
         """The filled part, as views that the next `add` may overwrite."""

@@ -89,6 +89,27 @@ def greedy_path(
     return torch.stack(nodes, 1), torch.stack(travelled, 1)
 
 
+def follow_nodes(
+    first: Tensor, first_length: Tensor, next_node: Tensor, onward: Tensor, last: Tensor,
+    max_edges: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The path of each of B environments over K nodes from the `first` node `[B]`, where K is the
+    goal, along the `next_node` of each `[B, K]`. Lengths: `first_length` `[B]` of the first edge,
+    `onward` `[K, K]` between nodes, `last` `[B, K]` from each node to the goal. Returns as
+    `greedy_path`."""
+    size, rows = next_node.shape[1], torch.arange(len(first), device=first.device)
+    nodes, travelled = [first], [first_length]
+    for _ in range(max_edges - 1):
+        arrived, node = nodes[-1] == size, nodes[-1].clamp_max(size - 1)
+        following = next_node[rows, node]
+        length = torch.where(
+            following == size, last[rows, node], onward[node, following.clamp_max(size - 1)]
+        )
+        travelled.append(travelled[-1] + length * ~arrived)
+        nodes.append(torch.where(arrived, size, following))
+    return torch.stack(nodes, 1), torch.stack(travelled, 1)
+
+
 def subsample_path(travelled: Tensor, spacing: float, count: int) -> Tensor:
     """Steps from the start to each node of a path `[B, N]` -> the index of the last node within 1,
     2, ... `count` times `spacing`, `[B, count]`; 0 where the first node is farther."""

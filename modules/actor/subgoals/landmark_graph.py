@@ -11,11 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from modules.actor.subgoals.base import LevelInfo, gather_waypoints
+from modules.actor.subgoals.chance import (
+    ChanceEvents,
+    Halves,
+    StochasticPaths,
+    estimate_events,
+)
 from modules.actor.subgoals.edges import (
     MIN_PROGRESS,
     EdgeFeedback,
     Edges,
     distance_penalty,
+    follow_nodes,
     greedy_path,
     initial_feedback,
     shortest_paths,
@@ -36,13 +43,52 @@ from modules.types import (
 CHUNK_SIZE = 64
 """Landmarks or windows that are processed at once; bounds memory."""
 
+STATES_CHUNK = 16_384
+"""States whose nearest landmark is looked for at once; bounds memory."""
+
+FAST_STEP = 0.95
+"""The quantile of recorded step lengths that counts as a fast step."""
+
+LOST_FACTOR = 20.0
+"""What a goal that can't be reached costs on stochastic edges, in typical paths."""
+
 MIN_EDGE_COST = 1e-3
 """Least cost of an edge in steps."""
 
 
-class RiskGraph(NamedTuple):
-    """The costs of the graph at one CVaR level."""
+class RecordedChance(NamedTuple):
+    """Recorded chance events, among how many steps."""
 
+    before: Tensor  # [M, D]
+    after: Tensor  # [M, D]
+    visited: Tensor  # [N, D] a sample of all states
+    num_steps: int  # recorded steps
+
+
+class Ends(NamedTuple):
+    """States and goals of B environments, and their embeddings by the critic."""
+
+    state: Tensor  # [B, D]
+    goal: Tensor  # [B, D]
+    start: Tensor  # [B, F]
+    target: Tensor  # [B, F]
+
+
+class Routes(NamedTuple):
+    """What to do at each landmark to reach the goals of B environments, on stochastic edges."""
+
+    goal_node: Tensor  # [B] the landmark nearest to the goal
+    goal_lengths: Tensor  # [B, K] steps
+    cost_to_go: Tensor  # [B, K]
+    after_event: Tensor  # [B, K] the cost after a chance event at each landmark
+    next_node: Tensor  # [B, K] where K is the goal
+
+
+class RiskGraph(NamedTuple):
+    """The costs of the graph at one CVaR level, and the landmarks as the critic is now."""
+
+    cvar_alpha: float
+    embeddings: Tensor  # [K, F]
     edge_costs: Tensor  # [K, K]
     path_costs: Tensor  # [K, K] of the shortest paths
     expected_setback: Tensor  # [K] steps lost by random outcomes in one step at each landmark
@@ -68,6 +114,10 @@ class LandmarkGraphConfig:
     """Sampled next states of each landmark that estimate its setbacks, J."""
     stuck_after: int = 8
     """Plans between two checks of progress (`EdgeFeedback`)."""
+    stochastic_edges: bool = False
+    """Whether edges carry where chance led from them: paths then are the cheapest on average, or in
+    the worst cases as the task demands, over what may happen on the way. Recorded chance events
+    count, in place of the world model's setbacks."""
 
     def __post_init__(self) -> None:
         many = (1, 100_000)
@@ -105,9 +155,9 @@ class LandmarkCarry(NamedTuple):
 
     calls: int = 0
     subgoals: Tensor | None = None  # [B, H, D]
-    embeddings: Tensor | None = None  # [K, F]: the landmarks, by the critic as it is now
     risk_graph: RiskGraph | None = None  # at the task's CVaR level
     edge_feedback: EdgeFeedback | None = None
+    routes: Routes | None = None  # where edges are stochastic
 
 
 class LandmarkGraph(nn.Module):
@@ -133,6 +183,9 @@ class LandmarkGraph(nn.Module):
     setback_samples: Tensor
     edge_costs: Tensor
     path_costs: Tensor
+    event_rates: Tensor
+    event_outcomes: Tensor
+    lost_cost: Tensor
 
     def __init__(self, config: LandmarkGraphConfig, size: int, distance: QuasimetricFns) -> None:
         super().__init__()
@@ -142,6 +195,10 @@ class LandmarkGraph(nn.Module):
         self.register_buffer("setback_samples", torch.zeros(count, config.num_outcomes))
         for name in ("edge_lengths", "edge_costs", "path_costs"):
             self.register_buffer(name, torch.zeros(count, count))
+        if config.stochastic_edges:
+            self.register_buffer("event_rates", torch.zeros(count))
+            self.register_buffer("event_outcomes", torch.eye(count))
+            self.register_buffer("lost_cost", torch.zeros(()))
         self.built = False
 
     def initial_carry(self, seed: int) -> LandmarkCarry:
@@ -154,11 +211,14 @@ class LandmarkGraph(nn.Module):
         return self.built
 
     @torch.no_grad()
-    def build(self, states: Tensor, windows: Tensor, outcomes: Tensor) -> None:
+    def build(
+        self, states: Tensor, windows: Tensor, outcomes: Tensor,
+        recorded: RecordedChance | None = None,
+    ) -> None:  # fmt: skip
         """Makes `states` `[K, D]` the landmarks. `windows` `[N, T, D]` of recorded states tell
         which edges were traversed: from the landmark nearest to a state to the one nearest to a
         later state. `outcomes` `[K, J, D]`: sampled next states of each landmark under one action;
-        `[K, 1, D]` for a deterministic model."""
+        `[K, 1, D]` for a deterministic model. `recorded`: the chance events of stochastic edges."""
         embed, from_embeddings = self.distance
         embeddings = embed(states)
         edge_lengths = from_embeddings(embeddings[:, None], embeddings)
@@ -172,8 +232,35 @@ class LandmarkGraph(nn.Module):
         edge_costs = factor * self._edge_cost(edge_lengths)
         # only staying is free, or two landmarks at the same place would lead to each other forever
         self.edge_costs.copy_(edge_costs.clamp_min(MIN_EDGE_COST).fill_diagonal_(0))
+        if self.config.stochastic_edges:
+            self.setback_samples.zero_()
+            if recorded is not None:
+                events = self._estimate_events(windows, recorded)
+                self.event_rates.copy_(events.rate)
+                self.event_outcomes.copy_(events.outcomes)
         risk_adjusted = self._risk_adjusted_costs(self._expected_setback(1.0))
         self.path_costs.copy_(shortest_paths(risk_adjusted))
+        if self.config.stochastic_edges:
+            self.lost_cost.copy_(LOST_FACTOR * self.path_costs.median())
+
+    def _estimate_events(self, windows: Tensor, recorded: RecordedChance) -> ChanceEvents:
+        """The chance events at each landmark. `windows` `[N, T, D]` are of steps without any."""
+        visits = self._nearest(recorded.visited).bincount(minlength=len(self.states))
+        visits = visits.to(windows) * (recorded.num_steps / len(recorded.visited))
+        embeddings = torch.cat([self.distance.embed(part) for part in windows.split(CHUNK_SIZE)])
+        step_lengths = self.distance.from_embeddings(embeddings[:, :-1], embeddings[:, 1:])
+        return estimate_events(
+            visits,
+            self._nearest(recorded.before),
+            self._nearest(recorded.after),
+            step_lengths.flatten().quantile(FAST_STEP),
+        )
+
+    def _nearest(self, states: Tensor) -> Tensor:
+        """The landmark nearest to each state `[N, D]`, as states: the critic does not know where
+        states belong from which chance leads away in every direction. `[N]`"""
+        parts = [torch.cdist(part, self.states).argmin(-1) for part in states.split(STATES_CHUNK)]
+        return torch.cat(parts)
 
     def _visited_edges(self, embeddings: Tensor, windows: Tensor) -> Tensor:
         """Landmarks `[K, F]`, states `[N, T, D]` -> which edges were traversed, `[K, K]` bool."""
@@ -193,35 +280,39 @@ class LandmarkGraph(nn.Module):
         """`[B, D]` -> the context with a subgoal as its goal; unchanged before `build`."""
         if not (any(context.weights.get(name) for name in GOAL_COSTS) and self.is_built()):
             return context, carry
-        calls, subgoals, embeddings, graph, feedback = carry
+        calls, subgoals, graph, feedback, routes = carry
         if subgoals is None or len(subgoals) != len(state):
-            calls, feedback = 0, None
+            calls, feedback, routes = 0, None, None
         if calls % self.config.replan_every == 0:
-            if embeddings is None or graph is None:
-                embeddings = self.distance.embed(self.states).detach()
-                graph = self._risk_graph(context.cvar_alpha)
-            start, target = self.distance.embed(state), self.distance.embed(context.goal)
-            feedback = self._update_feedback(feedback, calls, start, target)
-            subgoals, chosen = self._path(embeddings, graph, feedback, start, context.goal, target)
+            graph = graph or self._risk_graph(context.cvar_alpha)
+            ends = self._ends(state, context.goal)
+            feedback = self._update_feedback(feedback, calls, ends.start, ends.target)
+            if self.config.stochastic_edges:
+                routes = routes or self._routes(graph, ends)
+            subgoals, chosen = self._path(graph, feedback, ends, routes)
             feedback = feedback._replace(chosen_edge=chosen)
         assert subgoals is not None
         context = context._replace(goal=subgoals[:, 0], upper_plans=subgoals[:, None])
-        return context, LandmarkCarry(calls + 1, subgoals, embeddings, graph, feedback)
+        return context, LandmarkCarry(calls + 1, subgoals, graph, feedback, routes)
 
     def plan(self, state: Tensor, goal: Tensor, cvar_alpha: float = 1.0) -> Tensor:
         """States, goals `[B, D]` -> the subgoals of the cheapest path `[B, H, D]` at this CVaR
         level, without feedback."""
-        start, embeddings = self.distance.embed(state), self.distance.embed(self.states).detach()
-        feedback = initial_feedback(start, len(self.states))
-        graph, target = self._risk_graph(cvar_alpha), self.distance.embed(goal)
-        return self._path(embeddings, graph, feedback, start, goal, target)[0]
+        ends, graph = self._ends(state, goal), self._risk_graph(cvar_alpha)
+        feedback = initial_feedback(ends.start, len(self.states))
+        routes = self._routes(graph, ends) if self.config.stochastic_edges else None
+        return self._path(graph, feedback, ends, routes)[0]
+
+    def _ends(self, state: Tensor, goal: Tensor) -> Ends:
+        return Ends(state, goal, self.distance.embed(state), self.distance.embed(goal))
 
     def _risk_graph(self, cvar_alpha: float) -> RiskGraph:
         """The costs at this CVaR level."""
+        embeddings = self.distance.embed(self.states).detach()
         expected_setback = self._expected_setback(cvar_alpha)
         edge_costs = self._risk_adjusted_costs(expected_setback)
         path_costs = self.path_costs if cvar_alpha == 1 else shortest_paths(edge_costs)
-        return RiskGraph(edge_costs, path_costs, expected_setback)
+        return RiskGraph(cvar_alpha, embeddings, edge_costs, path_costs, expected_setback)
 
     def _expected_setback(self, cvar_alpha: float) -> Tensor:
         """The mean of the worst fraction of the sampled setbacks, `[K]` steps."""
@@ -250,13 +341,25 @@ class LandmarkGraph(nn.Module):
         return feedback.update(start, moved, away_from_goal, neighbours)
 
     def _path(
-        self, embeddings: Tensor, graph: RiskGraph, feedback: EdgeFeedback, start: Tensor,
-        goal: Tensor, target: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Embedded states `[B, F]`, goals `[B, D]`, embedded goals `[B, F]` -> the subgoals of the
-        cheapest path, `[B, H, D]`, and its first edge `[B]`: K where it leads directly to the
-        goal."""
-        from_embeddings = self.distance.from_embeddings
+        self, graph: RiskGraph, feedback: EdgeFeedback, ends: Ends, routes: Routes | None
+    ) -> tuple[Tensor, Tensor]:
+        """The subgoals of the cheapest path, `[B, H, D]`, and its first edge `[B]`: K where it
+        leads directly to the goal. `routes`: where edges are stochastic."""
+        if routes is None:
+            nodes, travelled = self._shortest_path(graph, feedback, ends)
+        else:
+            nodes, travelled = self._stochastic_path(graph, feedback, ends, routes)
+        index = subsample_path(travelled, self.config.subgoal_spacing, self.config.num_subgoals)
+        next_node = (travelled <= MIN_PROGRESS).sum(-1).clamp_max(self.config.max_edges - 1)
+        index[:, 0] = torch.where(feedback.follow_closely, next_node, index[:, 0])
+        return gather_waypoints(self.states, nodes.gather(1, index), ends.goal), nodes[:, 0]
+
+    def _shortest_path(
+        self, graph: RiskGraph, feedback: EdgeFeedback, ends: Ends
+    ) -> tuple[Tensor, Tensor]:
+        """The nodes of the cheapest path, and the steps up to each (`greedy_path`)."""
+        start, target = ends.start, ends.target
+        from_embeddings, embeddings = self.distance.from_embeddings, graph.embeddings
         goal_lengths = from_embeddings(embeddings, target[:, None])  # [B, K]
         goal_costs = self._edge_cost(goal_lengths)
         cost_to_go = goal_costs  # [B, K]
@@ -268,7 +371,7 @@ class LandmarkGraph(nn.Module):
         direct = from_embeddings(start, target)
         setbacks = first * graph.expected_setback
         leaving_costs = feedback.penalty[:, :-1] + self._edge_cost(first) + setbacks
-        nodes, travelled = greedy_path(
+        return greedy_path(
             Edges(first, leaving_costs),
             Edges(direct, feedback.penalty[:, -1] + self._edge_cost(direct)),
             Edges(self.edge_lengths, graph.edge_costs),
@@ -276,10 +379,49 @@ class LandmarkGraph(nn.Module):
             cost_to_go,
             self.config.max_edges,
         )
-        index = subsample_path(travelled, self.config.subgoal_spacing, self.config.num_subgoals)
-        next_node = (travelled <= MIN_PROGRESS).sum(-1).clamp_max(self.config.max_edges - 1)
-        index[:, 0] = torch.where(feedback.follow_closely, next_node, index[:, 0])
-        return gather_waypoints(self.states, nodes.gather(1, index), goal), nodes[:, 0]
+
+    def _routes(self, graph: RiskGraph, ends: Ends) -> Routes:
+        """What to do at each landmark."""
+        goal_lengths = self.distance.from_embeddings(graph.embeddings, ends.target[:, None])
+        goal_node = self._nearest(ends.goal)
+        last = Edges(goal_lengths, self._edge_cost(goal_lengths))
+        onward = Edges(self.edge_lengths, self.edge_costs)
+        return Routes(goal_node, goal_lengths, *self._paths(graph).solve(onward, last, goal_node))
+
+    def _stochastic_path(
+        self, graph: RiskGraph, feedback: EdgeFeedback, ends: Ends, routes: Routes
+    ) -> tuple[Tensor, Tensor]:
+        """The nodes of the path that costs least over what may happen, where nothing happens, and
+        the steps up to each (`follow_nodes`)."""
+        from_embeddings, paths = self.distance.from_embeddings, self._paths(graph)
+        here = self._nearest(ends.state)[:, None]
+        there, rate = routes.goal_node[:, None], self.event_rates
+        after_here = routes.after_event.gather(1, here)
+        first = from_embeddings(ends.start[:, None], graph.embeddings)  # [B, K]
+        direct = from_embeddings(ends.start, ends.target)
+        costs = feedback.penalty[:, :-1] + paths.edge_costs(
+            Edges(first, self._edge_cost(first)),
+            routes.cost_to_go,
+            Halves(rate[here], rate),
+            Halves(after_here, routes.after_event),
+        )
+        direct_cost = feedback.penalty[:, -1] + paths.edge_costs(
+            Edges(direct[:, None], self._edge_cost(direct[:, None])),
+            torch.zeros_like(after_here),
+            Halves(rate[here], rate[there]),
+            Halves(after_here, routes.after_event.gather(1, there)),
+        ).squeeze(1)
+        cost, node = costs.min(1)
+        is_direct = direct_cost <= cost
+        length = torch.where(is_direct, direct, first.gather(1, node[:, None]).squeeze(1))
+        return follow_nodes(
+            node.masked_fill(is_direct, len(self.states)), length, routes.next_node,
+            self.edge_lengths, routes.goal_lengths, self.config.max_edges,
+        )  # fmt: skip
+
+    def _paths(self, graph: RiskGraph) -> StochasticPaths:
+        events = ChanceEvents(self.event_rates, self.event_outcomes)
+        return StochasticPaths(events, graph.cvar_alpha, self.lost_cost)
 
     def _edge_cost(self, steps: Tensor) -> Tensor:
         return distance_penalty(steps, self.config.trusted_edge_length)

@@ -1,0 +1,134 @@
+"""Chance on the way over a graph of landmarks: where it strikes, where it leads, and the cost of a
+path as an expectation, or as a risk, over what may happen (a Markov decision process)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from modules.actor.subgoals.edges import Edges
+
+PRIOR_STEPS = 1.0
+"""Steps without a chance event, and chance events without effect, that count as recorded at each
+landmark beside those that were: neither one event nor one safe step makes a certainty."""
+
+CHUNK_SIZE = 64
+"""Landmarks whose edges are evaluated at once; bounds memory."""
+
+MAX_SWEEPS = 10_000
+TOLERANCE = 1e-6
+"""Relative change of the costs at which value iteration ends."""
+
+MIN_ALPHA = 1e-6
+"""The CVaR level of the worst case, as a divisor."""
+
+
+class ChanceEvents(NamedTuple):
+    """Chance events at K landmarks, each of which stands for the states nearest to it."""
+
+    rate: Tensor  # [K] events per step of distance
+    outcomes: Tensor  # [K, K] the probability that an event at the first ends at the second
+
+
+class Halves(NamedTuple):
+    """What holds in the first and in the second half of edges, `[...]` each, broadcast."""
+
+    first: Tensor
+    second: Tensor
+
+
+def estimate_events(visits: Tensor, before: Tensor, after: Tensor, speed: Tensor) -> ChanceEvents:
+    """Counts -> rates and outcomes. `visits` `[K]`: recorded steps from the states of each
+    landmark; `before` and `after` `[N]`: the landmarks on either side of the chance events among
+    them; `speed`, scalar: the distance of a fast step."""
+    count, ones = len(visits), torch.ones_like(before, dtype=visits.dtype)
+    events = torch.zeros_like(visits).index_add(0, before, ones)
+    outcomes = torch.diag(torch.full_like(visits, PRIOR_STEPS)).flatten()
+    outcomes = outcomes.index_add(0, before * count + after, ones).unflatten(0, (count, count))
+    prob = events / (visits + PRIOR_STEPS)
+    return ChanceEvents(-(-prob).log1p() / speed, outcomes / outcomes.sum(1, keepdim=True))
+
+
+class StochasticPaths(NamedTuple):
+    """Paths whose edges may end elsewhere. An edge of d steps leads for d / 2 through the states
+    of its first landmark, then through those of its second one. Where a chance event happens the
+    edge ends, and the path goes on from the outcome. What counts is the mean over all outcomes, or
+    the CVaR, event by event (iterated CVaR, Ruszczynski 2010)."""
+
+    events: ChanceEvents
+    cvar_alpha: float
+    lost_cost: Tensor  # scalar: the cost where the goal can't be reached, and the largest there is
+
+    def solve(self, onward: Edges, last: Edges, goal_node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Value iteration. Edges between landmarks `[K, K]` and from each to the goal `[B, K]`,
+        the landmark nearest to each goal `[B]` -> the cost from each landmark and the cost after
+        an event there, `[B, K]` each, and the node to go to from each, `[B, K]`: K is the goal."""
+        cost_to_go = self.lost_cost.expand_as(last.cost)
+        for _ in range(MAX_SWEEPS):
+            previous, after_event = cost_to_go, self.after_event(cost_to_go)
+            cost_to_go, node = self._sweep(onward, last, goal_node, previous, after_event)
+            if bool(((cost_to_go - previous).abs() <= TOLERANCE * cost_to_go).all()):
+                break
+        return cost_to_go, self.after_event(cost_to_go), node
+
+    def _sweep(
+        self, onward: Edges, last: Edges, goal_node: Tensor, cost_to_go: Tensor, after_event: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One update of all costs, and the node to go to, `[B, K]` each."""
+        count, rate = cost_to_go.shape[1], self.events.rate
+        direct = self.edge_costs(
+            last,
+            torch.zeros_like(goal_node[:, None]),
+            Halves(rate, rate[goal_node, None]),
+            Halves(after_event, after_event.gather(1, goal_node[:, None])),
+        )
+        costs, nodes = [], []
+        for rows in torch.arange(count, device=rate.device).split(CHUNK_SIZE):
+            options = self.edge_costs(
+                Edges(onward.length[rows], onward.cost[rows]),
+                cost_to_go[:, None],
+                Halves(rate[rows, None], rate),
+                Halves(after_event[:, rows, None], after_event[:, None]),
+            )
+            options[:, torch.arange(len(rows), device=rate.device), rows] = torch.inf  # to itself
+            cost, node = options.min(-1)
+            costs.append(cost)
+            nodes.append(node)
+        cost, node = torch.cat(costs, 1), torch.cat(nodes, 1)
+        best = torch.minimum(cost, direct).minimum(self.lost_cost)
+        return best, torch.where(direct <= cost, count, node)
+
+    def edge_costs(
+        self, edges: Edges, arrival: Tensor, rates: Halves, after_event: Halves
+    ) -> Tensor:
+        """The cost of each edge with all that follows: `arrival` from its end, or `after_event` in
+        one of its halves, where events have the given `rates`. All broadcast."""
+        half = edges.length / 2
+        probs = Halves(*(-(-rate * half).expm1() for rate in rates))
+        until = Halves(*(torch.minimum(half, 1 / rate) for rate in rates))  # steps
+        # the first half was travelled at its full cost: a long edge is no cheap way to an event
+        event = edges.cost / 2 + until.second + after_event.second
+        goes_on = self._either(probs.second, event, edges.cost + arrival)
+        return self._either(probs.first, until.first + after_event.first, goes_on)
+
+    def after_event(self, cost_to_go: Tensor) -> Tensor:
+        """Costs from each landmark -> the cost after an event at each, `[B, K]`."""
+        if self.cvar_alpha == 1:
+            return cost_to_go @ self.events.outcomes.T
+        worst_first, order = cost_to_go.sort(1, descending=True)
+        probs = self.events.outcomes.T[order].transpose(1, 2)  # [B, K, K], by outcome
+        better = probs.cumsum(-1) - probs
+        alpha = max(self.cvar_alpha, MIN_ALPHA)
+        counted = torch.minimum(probs, (alpha - better).clamp_min(0)) / alpha
+        return (counted * worst_first[:, None]).sum(-1)
+
+    def _either(self, prob: Tensor, event: Tensor, otherwise: Tensor) -> Tensor:
+        """The CVaR of two costs, of which the first has probability `prob`."""
+        if self.cvar_alpha == 1:
+            return torch.lerp(otherwise, event, prob)
+        alpha = max(self.cvar_alpha, MIN_ALPHA)
+        if_worse = torch.lerp(otherwise, event, (prob / alpha).clamp_max(1))
+        if_better = torch.lerp(event, otherwise, ((1 - prob) / alpha).clamp_max(1))
+        return torch.maximum(if_worse, if_better)
