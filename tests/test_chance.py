@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ami_agent import recipes
+from ami_agent.ablation import without
 from ami_agent.config import build, override
 from ami_agent.train import train
 from ami_agent.training import SelectLandmarks, TrainQuasimetric
@@ -33,7 +34,7 @@ from modules.actor.subgoals.landmark_graph import RecordedChance
 from modules.configurator import Task
 from modules.cost.quasimetric import QuasimetricConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
-from modules.types import QuasimetricFns, Trajectory
+from modules.types import ConfigError, QuasimetricFns, Trajectory
 from modules.world_model.jepa import Step
 from tests.conftest import Stepping, small, unexpected_query
 from tests.test_hierarchy import lattice, straight, with_target
@@ -448,16 +449,25 @@ def test_the_stage_counts_jumps_where_they_happen(line):
     assert graph.lost_cost > 0
 
 
+WITH_CHANCE = {
+    "actor.subgoals.stochastic_edges": True,
+    "stages.train_jepa.exclude_chance": True,
+    "stages.train_goal_critic.exclude_chance": True,
+}
+
+
+def test_what_chance_is_worth_is_an_ablation():
+    plain = recipes.recipe("windy-rooms")
+    assert without(override(plain, WITH_CHANCE), "chance") == plain
+    with pytest.raises(ConfigError, match="--without chance changes nothing in windy-rooms"):
+        without(plain, "chance")
+    untrained = override(override(plain, WITH_CHANCE), {"stages.train_jepa": None})
+    with pytest.raises(ConfigError, match="exclude_chance needs the stage train_jepa"):
+        untrained.stages["train_goal_critic"].check(untrained, "train_goal_critic")
+
+
 def test_recipes_with_chance_train_and_act(tmp_path):
-    config = small(recipes.recipe("windy-rooms"))
-    config = override(
-        config,
-        {
-            "actor.subgoals.stochastic_edges": True,
-            "stages.train_jepa.exclude_chance": True,
-            "stages.train_goal_critic.exclude_chance": True,
-        },
-    )
+    config = override(small(recipes.recipe("windy-rooms")), WITH_CHANCE)
     agent = train(config, out=tmp_path / "run")
     again = train(config, out=tmp_path / "run", resume=True)
     assert torch.equal(agent.subgoals.event_rates, again.subgoals.event_rates)

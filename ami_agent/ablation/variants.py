@@ -42,6 +42,7 @@ def removals(config: Config) -> dict[str, Mapping[str, Any]]:
         "goal_critic": no_goal_critic if has_goal_critic else {},
         "path_distillation": {"stages.distill_paths": None},
         "hierarchy": FLAT,
+        "chance": _ignoring_chance(config),
         "latent": {"world_model.latent": None},
         "planner_rollouts": {"stages.planner_rollouts": None, "stages.finetune_dynamics": None},
         "policy": {
@@ -72,6 +73,15 @@ def removals(config: Config) -> dict[str, Mapping[str, Any]]:
             for term in fields(LossWeights)
         },
     }
+
+
+def _ignoring_chance(config: Config) -> Mapping[str, Any]:
+    """Settings with which recorded steps of chance are steps as all others."""
+    stages = [name for name, stage in config.stages.items() if vars(stage).get("exclude_chance")]
+    changes = {f"stages.{name}.exclude_chance": False for name in stages}
+    if isinstance(config.actor.subgoals, LandmarkGraphConfig):
+        changes["actor.subgoals.stochastic_edges"] = False
+    return changes
 
 
 def without(config: Config, name: str) -> Config:

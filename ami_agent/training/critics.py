@@ -137,6 +137,11 @@ class TrainQuasimetric(SGDStage):
     def check(self, config: Config, name: str) -> None:
         check_goal_critic(config, name)
         check_window(f"{name}.length", self.length, config.collect.steps)
+        if self.exclude_chance and "train_jepa" not in config.stages:
+            raise ConfigError(
+                f"{name}.exclude_chance needs the stage train_jepa: what the world model does not "
+                "predict is chance"
+            )
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         distance, buffer = critic_of(agent), encode_buffer(agent)
