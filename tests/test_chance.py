@@ -26,10 +26,11 @@ from modules.actor.subgoals import LandmarkGraphConfig
 from modules.actor.subgoals.chance import (
     ChanceEvents,
     Halves,
+    Hops,
     StochasticPaths,
     estimate_events,
 )
-from modules.actor.subgoals.edges import Edges, bellman_ford, follow_nodes
+from modules.actor.subgoals.edges import Edges, bellman_ford, follow_nodes, shortest_paths
 from modules.actor.subgoals.landmark_graph import RecordedChance
 from modules.configurator import Task
 from modules.cost.quasimetric import QuasimetricConfig
@@ -41,7 +42,6 @@ from tests.test_hierarchy import lattice, straight, with_target
 from tests.test_replay_buffer import assert_is_one_window, collect_data, random_steps
 
 FAR = 1000.0
-NEVER = torch.zeros(4)
 LOST = torch.tensor(1e4)
 
 
@@ -49,12 +49,17 @@ def no_events(count: int) -> ChanceEvents:
     return ChanceEvents(torch.zeros(count), torch.eye(count))
 
 
-def one_way(*lengths: tuple[int, int, float], count: int = 4) -> Edges:
-    """Edges whose cost is their length; all others are far."""
+def hops(steps: Tensor) -> Hops:
+    """Edges whose cost is their length."""
+    return Hops.of(Edges(steps, steps), shortest_paths(steps))
+
+
+def one_way(*lengths: tuple[int, int, float], count: int = 4) -> Hops:
+    """The same; all other edges are far."""
     steps = torch.full((count, count), FAR).fill_diagonal_(0)
     for start, end, length in lengths:
         steps[start, end] = length
-    return Edges(steps, steps)
+    return hops(steps)
 
 
 def to_goal(*lengths: float) -> Edges:
@@ -108,7 +113,7 @@ def test_without_events_paths_are_the_shortest(seed, count, alpha):
     steps = (0.1 + 5 * torch.rand(count, count, generator=rng)).fill_diagonal_(0)
     last = 0.1 + 5 * torch.rand(3, count, generator=rng)
     paths = StochasticPaths(no_events(count), alpha, LOST)
-    found = paths.solve(Edges(steps, steps), Edges(last, last), torch.zeros(3, dtype=torch.long))
+    found = paths.solve(hops(steps), Edges(last, last), torch.zeros(3, dtype=torch.long))
     torch.testing.assert_close(found[0], bellman_ford(steps, last))
 
 
@@ -124,7 +129,7 @@ def test_expected_costs_solve_the_equations_of_the_decision_process(seed, count)
     outcomes = outcomes / outcomes.sum(1, keepdim=True)
     goal_node = torch.zeros(1, dtype=torch.long)
     paths = StochasticPaths(ChanceEvents(rate, outcomes), 1.0, LOST.double())
-    costs, _, node = paths.solve(Edges(steps, steps), Edges(last, last), goal_node)
+    costs, _, node = paths.solve(hops(steps), Edges(last, last), goal_node)
 
     def row(start: int, end: int) -> tuple[np.ndarray, float]:
         """Weights of the costs of all landmarks, and the cost of the edge itself."""
@@ -147,7 +152,7 @@ def test_expected_costs_solve_the_equations_of_the_decision_process(seed, count)
     known = np.linalg.solve(matrix, np.array([own for _, own in chosen]))
     np.testing.assert_allclose(costs[0].numpy(), known, rtol=1e-3)
     for start in range(count):
-        for end in {*range(count + 1)} - {start}:
+        for end in [count, *hops(steps).nodes[start][hops(steps).exist[start]].tolist()]:
             weights, own = row(start, end)
             assert weights @ known + own >= known[start] * (1 - 1e-3)
 
@@ -155,7 +160,7 @@ def test_expected_costs_solve_the_equations_of_the_decision_process(seed, count)
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 0.5, 1.0])
 def test_the_cost_after_an_event_is_the_cvar_of_its_outcomes(alpha):
     costs = torch.tensor([[3.0, 9.0, 1.0, 5.0], [1.0, 2.0, 3.0, 4.0]])
-    events = ChanceEvents(NEVER, torch.full((4, 4), 0.25))
+    events = ChanceEvents(torch.ones(4), torch.full((4, 4), 0.25))
     found = StochasticPaths(events, alpha, LOST).after_event(costs)
     known = (cvar_weights(costs, alpha) * costs).sum(1, keepdim=True)
     torch.testing.assert_close(found, known.expand(2, 4))
@@ -167,8 +172,8 @@ def test_goals_are_solved_as_if_each_were_alone():
     last = 1 + 9 * torch.rand(5, 80, generator=rng)
     events = ChanceEvents(torch.rand(80, generator=rng), torch.full((80, 80), 1 / 80))
     paths, nodes = StochasticPaths(events, 0.5, LOST), torch.arange(5)
-    together = paths.solve(Edges(steps, steps), Edges(last, last), nodes)
-    single = paths.solve(Edges(steps, steps), Edges(last[3:4], last[3:4]), nodes[3:4])
+    together = paths.solve(hops(steps), Edges(last, last), nodes)
+    single = paths.solve(hops(steps), Edges(last[3:4], last[3:4]), nodes[3:4])
     torch.testing.assert_close(together[0][3:4], single[0], rtol=1e-3, atol=0)
     assert torch.equal(together[2][3:4], single[2])
 

@@ -51,54 +51,78 @@ def estimate_events(visits: Tensor, before: Tensor, after: Tensor, speed: Tensor
     return ChanceEvents(-(-prob).log1p() / speed, outcomes / outcomes.sum(1, keepdim=True))
 
 
-class StochasticPaths(NamedTuple):
+class Hops(NamedTuple):
+    """The edges from each of K landmarks that are on shortest paths, at most M of them."""
+
+    nodes: Tensor  # [K, M] where each leads
+    edges: Edges  # [K, M]
+    exist: Tensor  # [K, M] bool: some landmarks have fewer
+
+    @classmethod
+    def of(cls, onward: Edges, shortest: Tensor) -> Hops:
+        """Of edges `[K, K]` those that no shorter path replaces: a longer edge leads through the
+        same states, and what happens there too. `shortest`: the costs of the shortest paths."""
+        kept = (onward.cost <= shortest).fill_diagonal_(False)
+        order = onward.cost.masked_fill(~kept, torch.inf)
+        nodes = order.topk(int(kept.sum(1).amax()), largest=False).indices.sort(1).values
+        edges = Edges(onward.length.gather(1, nodes), onward.cost.gather(1, nodes))
+        return cls(nodes, edges, kept.gather(1, nodes))
+
+
+class StochasticPaths:
     """Paths whose edges may end elsewhere. An edge of d steps leads for d / 2 through the states
     of its first landmark, then through those of its second one. Where a chance event happens the
     edge ends, and the path goes on from the outcome. What counts is the mean over all outcomes, or
     the CVaR, event by event (iterated CVaR, Ruszczynski 2010)."""
 
-    events: ChanceEvents
-    cvar_alpha: float
-    lost_cost: Tensor  # scalar: the cost where the goal can't be reached, and the largest there is
+    def __init__(self, events: ChanceEvents, cvar_alpha: float, lost_cost: Tensor) -> None:
+        """`lost_cost`, scalar: the cost where the goal can't be reached, and the largest there
+        is."""
+        self.events, self.lost_cost = events, lost_cost
+        self.cvar_alpha, self.divisor = cvar_alpha, max(cvar_alpha, MIN_ALPHA)
+        self.rows = events.rate.nonzero().squeeze(1)  # [R] landmarks with events
+        probs = events.outcomes[self.rows]
+        self.columns = (probs > 0).any(0).nonzero().squeeze(1)  # [C] landmarks where those end
+        self.probs = probs[:, self.columns]  # [R, C]
 
-    def solve(self, onward: Edges, last: Edges, goal_node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Value iteration. Edges between landmarks `[K, K]` and from each to the goal `[B, K]`,
-        the landmark nearest to each goal `[B]` -> the cost from each landmark and the cost after
-        an event there, `[B, K]` each, and the node to go to from each, `[B, K]`: K is the goal."""
+    def solve(self, hops: Hops, last: Edges, goal_node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Value iteration. Edges between landmarks, from each to the goal `[B, K]`, the landmark
+        nearest to each goal `[B]` -> the cost from each landmark and the cost after an event there,
+        `[B, K]` each, and the node to go to from each, `[B, K]`: K is the goal."""
         cost_to_go = self.lost_cost.expand_as(last.cost)
         for _ in range(MAX_SWEEPS):
             previous, after_event = cost_to_go, self.after_event(cost_to_go)
-            cost_to_go, node = self._sweep(onward, last, goal_node, previous, after_event)
+            cost_to_go, node = self._sweep(hops, last, goal_node, previous, after_event)
             if bool(((cost_to_go - previous).abs() <= TOLERANCE * cost_to_go).all()):
                 break
         return cost_to_go, self.after_event(cost_to_go), node
 
     def _sweep(
-        self, onward: Edges, last: Edges, goal_node: Tensor, cost_to_go: Tensor, after_event: Tensor
+        self, hops: Hops, last: Edges, goal_node: Tensor, cost_to_go: Tensor, after_event: Tensor
     ) -> tuple[Tensor, Tensor]:
         """One update of all costs, and the node to go to, `[B, K]` each."""
         count, rate = cost_to_go.shape[1], self.events.rate
         direct = self.edge_costs(
             last,
-            torch.zeros_like(goal_node[:, None]),
+            torch.zeros_like(last.cost),
             Halves(rate, rate[goal_node, None]),
             Halves(after_event, after_event.gather(1, goal_node[:, None])),
         )
         costs, nodes = [], []
         for rows in torch.arange(count, device=rate.device).split(CHUNK_SIZE):
+            ends = hops.nodes[rows]  # [R, M]
             options = self.edge_costs(
-                Edges(onward.length[rows], onward.cost[rows]),
-                cost_to_go[:, None],
-                Halves(rate[rows, None], rate),
-                Halves(after_event[:, rows, None], after_event[:, None]),
+                Edges(hops.edges.length[rows], hops.edges.cost[rows]),
+                cost_to_go[:, ends],
+                Halves(rate[rows, None], rate[ends]),
+                Halves(after_event[:, rows, None], after_event[:, ends]),
             )
-            options[:, torch.arange(len(rows), device=rate.device), rows] = torch.inf  # to itself
-            cost, node = options.min(-1)
+            cost, best = options.masked_fill(~hops.exist[rows], torch.inf).min(-1)
             costs.append(cost)
-            nodes.append(node)
+            nodes.append(ends.expand(len(best), -1, -1).gather(2, best[..., None]).squeeze(2))
         cost, node = torch.cat(costs, 1), torch.cat(nodes, 1)
-        best = torch.minimum(cost, direct).minimum(self.lost_cost)
-        return best, torch.where(direct <= cost, count, node)
+        lowest = torch.minimum(cost, direct).minimum(self.lost_cost)
+        return lowest, torch.where(direct <= cost, count, node)
 
     def edge_costs(
         self, edges: Edges, arrival: Tensor, rates: Halves, after_event: Halves
@@ -114,21 +138,23 @@ class StochasticPaths(NamedTuple):
         return self._either(probs.first, until.first + after_event.first, goes_on)
 
     def after_event(self, cost_to_go: Tensor) -> Tensor:
-        """Costs from each landmark -> the cost after an event at each, `[B, K]`."""
+        """Costs from each landmark -> the cost after an event at each, `[B, K]`; where none were
+        recorded, the cost itself."""
+        costs = cost_to_go[:, self.columns]
         if self.cvar_alpha == 1:
-            return cost_to_go @ self.events.outcomes.T
-        worst_first, order = cost_to_go.sort(1, descending=True)
-        probs = self.events.outcomes.T[order].transpose(1, 2)  # [B, K, K], by outcome
-        better = probs.cumsum(-1) - probs
-        alpha = max(self.cvar_alpha, MIN_ALPHA)
-        counted = torch.minimum(probs, (alpha - better).clamp_min(0)) / alpha
-        return (counted * worst_first[:, None]).sum(-1)
+            expected = costs @ self.probs.T
+        else:
+            worst_first, order = costs.sort(1, descending=True)
+            probs = self.probs.T[order].transpose(1, 2)  # [B, R, C], by outcome
+            worse = probs.cumsum(-1) - probs
+            counted = torch.minimum(probs, (self.divisor - worse).clamp_min(0)) / self.divisor
+            expected = (counted * worst_first[:, None]).sum(-1)
+        return cost_to_go.index_copy(1, self.rows, expected)
 
     def _either(self, prob: Tensor, event: Tensor, otherwise: Tensor) -> Tensor:
         """The CVaR of two costs, of which the first has probability `prob`."""
         if self.cvar_alpha == 1:
             return torch.lerp(otherwise, event, prob)
-        alpha = max(self.cvar_alpha, MIN_ALPHA)
-        if_worse = torch.lerp(otherwise, event, (prob / alpha).clamp_max(1))
-        if_better = torch.lerp(event, otherwise, ((1 - prob) / alpha).clamp_max(1))
+        if_worse = torch.lerp(otherwise, event, (prob / self.divisor).clamp_max(1))
+        if_better = torch.lerp(event, otherwise, ((1 - prob) / self.divisor).clamp_max(1))
         return torch.maximum(if_worse, if_better)

@@ -14,6 +14,7 @@ from modules.actor.subgoals.base import LevelInfo, gather_waypoints
 from modules.actor.subgoals.chance import (
     ChanceEvents,
     Halves,
+    Hops,
     StochasticPaths,
     estimate_events,
 )
@@ -87,11 +88,11 @@ class Routes(NamedTuple):
 class RiskGraph(NamedTuple):
     """The costs of the graph at one CVaR level, and the landmarks as the critic is now."""
 
-    cvar_alpha: float
     embeddings: Tensor  # [K, F]
     edge_costs: Tensor  # [K, K]
     path_costs: Tensor  # [K, K] of the shortest paths
     expected_setback: Tensor  # [K] steps lost by random outcomes in one step at each landmark
+    stochastic: StochasticPaths | None  # where edges are stochastic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,8 +288,7 @@ class LandmarkGraph(nn.Module):
             graph = graph or self._risk_graph(context.cvar_alpha)
             ends = self._ends(state, context.goal)
             feedback = self._update_feedback(feedback, calls, ends.start, ends.target)
-            if self.config.stochastic_edges:
-                routes = routes or self._routes(graph, ends)
+            routes = routes or self._routes(graph, ends)
             subgoals, chosen = self._path(graph, feedback, ends, routes)
             feedback = feedback._replace(chosen_edge=chosen)
         assert subgoals is not None
@@ -300,8 +300,7 @@ class LandmarkGraph(nn.Module):
         level, without feedback."""
         ends, graph = self._ends(state, goal), self._risk_graph(cvar_alpha)
         feedback = initial_feedback(ends.start, len(self.states))
-        routes = self._routes(graph, ends) if self.config.stochastic_edges else None
-        return self._path(graph, feedback, ends, routes)[0]
+        return self._path(graph, feedback, ends, self._routes(graph, ends))[0]
 
     def _ends(self, state: Tensor, goal: Tensor) -> Ends:
         return Ends(state, goal, self.distance.embed(state), self.distance.embed(goal))
@@ -312,7 +311,11 @@ class LandmarkGraph(nn.Module):
         expected_setback = self._expected_setback(cvar_alpha)
         edge_costs = self._risk_adjusted_costs(expected_setback)
         path_costs = self.path_costs if cvar_alpha == 1 else shortest_paths(edge_costs)
-        return RiskGraph(cvar_alpha, embeddings, edge_costs, path_costs, expected_setback)
+        stochastic = None
+        if self.config.stochastic_edges:
+            events = ChanceEvents(self.event_rates, self.event_outcomes)
+            stochastic = StochasticPaths(events, cvar_alpha, self.lost_cost)
+        return RiskGraph(embeddings, edge_costs, path_costs, expected_setback, stochastic)
 
     def _expected_setback(self, cvar_alpha: float) -> Tensor:
         """The mean of the worst fraction of the sampled setbacks, `[K]` steps."""
@@ -380,20 +383,24 @@ class LandmarkGraph(nn.Module):
             self.config.max_edges,
         )
 
-    def _routes(self, graph: RiskGraph, ends: Ends) -> Routes:
-        """What to do at each landmark."""
+    def _routes(self, graph: RiskGraph, ends: Ends) -> Routes | None:
+        """What to do at each landmark, where edges are stochastic."""
+        paths = graph.stochastic
+        if paths is None:
+            return None
         goal_lengths = self.distance.from_embeddings(graph.embeddings, ends.target[:, None])
         goal_node = self._nearest(ends.goal)
         last = Edges(goal_lengths, self._edge_cost(goal_lengths))
-        onward = Edges(self.edge_lengths, self.edge_costs)
-        return Routes(goal_node, goal_lengths, *self._paths(graph).solve(onward, last, goal_node))
+        hops = Hops.of(Edges(self.edge_lengths, graph.edge_costs), graph.path_costs)
+        return Routes(goal_node, goal_lengths, *paths.solve(hops, last, goal_node))
 
     def _stochastic_path(
         self, graph: RiskGraph, feedback: EdgeFeedback, ends: Ends, routes: Routes
     ) -> tuple[Tensor, Tensor]:
         """The nodes of the path that costs least over what may happen, where nothing happens, and
         the steps up to each (`follow_nodes`)."""
-        from_embeddings, paths = self.distance.from_embeddings, self._paths(graph)
+        from_embeddings, paths = self.distance.from_embeddings, graph.stochastic
+        assert paths is not None
         here = self._nearest(ends.state)[:, None]
         there, rate = routes.goal_node[:, None], self.event_rates
         after_here = routes.after_event.gather(1, here)
@@ -418,10 +425,6 @@ class LandmarkGraph(nn.Module):
             node.masked_fill(is_direct, len(self.states)), length, routes.next_node,
             self.edge_lengths, routes.goal_lengths, self.config.max_edges,
         )  # fmt: skip
-
-    def _paths(self, graph: RiskGraph) -> StochasticPaths:
-        events = ChanceEvents(self.event_rates, self.event_outcomes)
-        return StochasticPaths(events, graph.cvar_alpha, self.lost_cost)
 
     def _edge_cost(self, steps: Tensor) -> Tensor:
         return distance_penalty(steps, self.config.trusted_edge_length)
