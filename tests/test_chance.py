@@ -185,6 +185,10 @@ def test_neither_one_event_nor_one_safe_step_is_a_certainty():
     assert step.tolist() == pytest.approx([0, 0.5, 0, 0])
     assert events.outcomes[1].tolist() == [0, 0.5, 0.5, 0]
     assert torch.equal(events.outcomes[[0, 2, 3]], torch.eye(4)[[0, 2, 3]])
+    more_events_than_visits = estimate_events(
+        torch.zeros(4), torch.tensor([1, 1, 1]), torch.tensor([2, 2, 2]), torch.tensor(0.0)
+    )
+    assert more_events_than_visits.rate.isfinite().all()
     often = estimate_events(
         torch.full((4,), 99.0), torch.tensor([1] * 99), torch.tensor([2] * 66 + [3] * 33), step[1]
     )

@@ -14,6 +14,9 @@ PRIOR_STEPS = 1.0
 """Steps without a chance event, and chance events without effect, that count as recorded at each
 landmark beside those that were: neither one event nor one safe step makes a certainty."""
 
+MIN_SPEED = 1e-3
+"""Least distance of a fast step."""
+
 CHUNK_SIZE = 64
 """Landmarks whose edges are evaluated at once; bounds memory."""
 
@@ -47,8 +50,10 @@ def estimate_events(visits: Tensor, before: Tensor, after: Tensor, speed: Tensor
     events = torch.zeros_like(visits).index_add(0, before, ones)
     outcomes = torch.diag(torch.full_like(visits, PRIOR_STEPS)).flatten()
     outcomes = outcomes.index_add(0, before * count + after, ones).unflatten(0, (count, count))
-    prob = events / (visits + PRIOR_STEPS)
-    return ChanceEvents(-(-prob).log1p() / speed, outcomes / outcomes.sum(1, keepdim=True))
+    # visits may be estimated from a sample, with fewer steps than there were events
+    prob = events / (visits.maximum(events) + PRIOR_STEPS)
+    rate = -(-prob).log1p() / speed.clamp_min(MIN_SPEED)
+    return ChanceEvents(rate, outcomes / outcomes.sum(1, keepdim=True))
 
 
 class Hops(NamedTuple):

@@ -310,7 +310,8 @@ class LandmarkGraph(nn.Module):
         embeddings = self.distance.embed(self.states).detach()
         expected_setback = self._expected_setback(cvar_alpha)
         edge_costs = self._risk_adjusted_costs(expected_setback)
-        path_costs = self.path_costs if cvar_alpha == 1 else shortest_paths(edge_costs)
+        is_built = cvar_alpha == 1 or self.config.stochastic_edges  # there are no setbacks then
+        path_costs = self.path_costs if is_built else shortest_paths(edge_costs)
         stochastic = None
         if self.config.stochastic_edges:
             events = ChanceEvents(self.event_rates, self.event_outcomes)
@@ -383,6 +384,7 @@ class LandmarkGraph(nn.Module):
             self.config.max_edges,
         )
 
+    @torch.no_grad()
     def _routes(self, graph: RiskGraph, ends: Ends) -> Routes | None:
         """What to do at each landmark, where edges are stochastic."""
         paths = graph.stochastic
