@@ -51,7 +51,8 @@ FAST_STEP = 0.95
 """The quantile of recorded step lengths that counts as a fast step."""
 
 LOST_FACTOR = 20.0
-"""What a goal that can't be reached costs on stochastic edges, in typical paths."""
+"""What a goal that can't be reached costs on stochastic edges, in typical paths that can be
+travelled."""
 
 MIN_EDGE_COST = 1e-3
 """Least cost of an edge in steps."""
@@ -242,7 +243,15 @@ class LandmarkGraph(nn.Module):
         risk_adjusted = self._risk_adjusted_costs(self._expected_setback(1.0))
         self.path_costs.copy_(shortest_paths(risk_adjusted))
         if self.config.stochastic_edges:
-            self.lost_cost.copy_(LOST_FACTOR * self.path_costs.median())
+            self.lost_cost.copy_(LOST_FACTOR * self._typical_path(visited))
+
+    def _typical_path(self, visited: Tensor) -> Tensor:
+        """The median cost of the paths between landmarks that traversed edges join, scalar."""
+        travelled = shortest_paths(
+            self.edge_costs.masked_fill(~visited, torch.inf).fill_diagonal_(0)
+        )
+        joined = travelled[travelled.isfinite() & (travelled > 0)]
+        return (joined if len(joined) else self.path_costs).median()
 
     def _estimate_events(self, windows: Tensor, recorded: RecordedChance) -> ChanceEvents:
         """The chance events at each landmark. `windows` `[N, T, D]` are of steps without any."""
