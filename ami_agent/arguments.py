@@ -48,6 +48,8 @@ def check_path(name: str, value: Any) -> None:
 def check_device(value: Any) -> None:
     """Raises ConfigError for a device that PyTorch doesn't know or doesn't find here."""
     try:
-        torch.empty(0, device=value)
+        is_known = torch.empty(0, device=value).device.type != "meta"  # it computes nothing
     except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError):
-        raise ConfigError(f"device is {value!r}; PyTorch finds no such device here") from None
+        is_known = False
+    if not is_known:
+        raise ConfigError(f"device is {value!r}; PyTorch finds no such device here")

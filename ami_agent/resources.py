@@ -1,4 +1,5 @@
-"""Memory and processor cores of this machine, and errors of allocations that failed."""
+"""Memory and processor cores of this machine, and errors of allocations that failed and of
+operations that a device lacks."""
 
 from __future__ import annotations
 
@@ -125,3 +126,15 @@ def allocation_failure(error: BaseException) -> str:
     device_text = "the GPU has" if "CUDA" in text else "there is"
     amount_text = f" to allocate {requested[1]}" if requested else ""
     return f"more memory was needed than {device_text}{amount_text}: {ADVICE}"
+
+
+def missing_operation(error: BaseException) -> str:
+    """A message about an operation that a device does not have; empty for an error of another
+    kind."""
+    found = re.search(r"aten::[\w.]+", str(error))
+    if not isinstance(error, NotImplementedError) or not found:
+        return ""
+    fallback = (
+        "PYTORCH_ENABLE_MPS_FALLBACK=1 computes it on the CPU, " if "MPS" in str(error) else ""
+    )
+    return f"the device has no operation {found[0]}: {fallback}--device cpu has all operations"

@@ -4,26 +4,45 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from math import inf
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.bench import sb3
 from ami_agent.bench.baselines import BUDGETS, SB3Comparison, Trial, steps_to_threshold
+from ami_agent.bench.references import (
+    BATCH,
+    ELITES,
+    HIDDEN,
+    POLICY_TRAJECTORIES,
+    SOLVERS,
+    TDMPC2,
+    SolverCost,
+    first_state,
+    plan_repeatedly,
+    trajectories,
+)
 from ami_agent.bench.sb3 import RawEnvAdapter
 from ami_agent.cli.main import main
+from ami_agent.components import CEMConfig
 from ami_agent.config import override
 from ami_agent.evaluation.evaluate import run_episodes
+from ami_agent.storage import run_dir
 from ami_agent.training import CollectRandom
 from ami_agent.training.optim import OptimConfig
 from modules.types import ConfigError
 from tests.conftest import error_line
+
+SHIPPED = Path(__file__).parents[1] / "runs" / "reference" / "two-rooms"
 
 
 def run_cli(*argv):
@@ -33,7 +52,8 @@ def run_cli(*argv):
 def test_without_a_name_the_benchmarks_are_listed(tmp_path, capsys):
     assert run_cli("bench", "--json", tmp_path / "results.json") == 0
     output = json.loads((tmp_path / "results.json").read_text())
-    assert set(output) == {"baselines", "suites", "planning-speed", "env-speed"}
+    names = {"references", "baselines", "suites", "planning-speed", "env-speed"}
+    assert set(output) == names
     message = capsys.readouterr().out
     assert all(name in message for name in output)
     assert run_cli("--help") == 0
@@ -43,7 +63,10 @@ def test_without_a_name_the_benchmarks_are_listed(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("chess",), "no benchmark 'chess'; there are baselines, suites, "),
+        (
+            ("chess",),
+            "no benchmark 'chess'; there are references, baselines, suites, planning-speed",
+        ),
         (("env-speed", "--num-envs", "0"), "--num-envs"),
         (("planning-speed", "--num-envs", "0"), "--num-envs"),
         (("planning-speed", "--run", "nowhere"), "nowhere"),
@@ -55,6 +78,9 @@ def test_without_a_name_the_benchmarks_are_listed(tmp_path, capsys):
         (("env-speed", "--env.import", "nosuch.py"), "no environment could be measured"),
         (("baselines", "--solved-at", "nan"), "solved-at is nan"),
         (("baselines", "--json", "nowhere/results.json"), "a file in a folder that exists"),
+        (("references", "--out", "nowhere/ratios.png"), "--out nowhere/ratios.png: it must be a"),
+        (("references", "--run", "nowhere"), "nowhere"),
+        (("references", "--seconds", "-1"), "--seconds is -1"),
     ],
 )
 def test_bad_input_gets_one_line(argv, message, capsys, tmp_path, monkeypatch):
@@ -85,6 +111,59 @@ def test_an_agent_is_timed_in_every_mode_alone_and_in_a_batch(tiny, tmp_path):
     for mode in output.values():
         assert mode["32"]["cpu"] > 2 * mode["1"]["cpu"] > 0  # a batch is planned for as one
     assert output["react"]["1"]["cpu"] > output["plan"]["1"]["cpu"]
+
+
+def test_references_that_are_not_installed_are_left_out_with_the_reason(
+    tmp_path, monkeypatch, capsys
+):
+    for name in ("stable_baselines3", "stable_worldmodel"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    files = tmp_path / "ratios.png", tmp_path / "j"
+    flags = ("--run", SHIPPED, "--seconds", 0, "--out", files[0], "--json", files[1])
+    assert run_cli("bench", "references", *flags) == 0
+    output = json.loads(files[1].read_text())
+    planners = {name: row for name, row in output.items() if row["unit"] == "plans"}
+    assert [row["reference"] for row in planners.values()] == ["our CEM", "our MPPI", *SOLVERS]
+    for row in output.values():
+        measured = row["reference_rate"] is not None
+        assert row["our_rate"] > 0
+        assert measured == (not row["left_out"])
+        if measured:
+            assert row["ratio"] == row["our_rate"] / row["reference_rate"]
+    left_out = {row["reference"] for row in output.values() if row["left_out"]}
+    assert left_out == {*SOLVERS, "SB3's SAC"}
+    assert output["16 ami/Maze-v0 / SyncVectorEnv"]["ratio"] > 1
+    message = capsys.readouterr().out
+    assert "stable-worldmodel can't be imported" in message
+    assert "stable-baselines3 is not installed" in message
+    assert files[0].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_sampling_planners_have_the_size_of_td_mpc2():
+    agent, sizes = ami.load(SHIPPED), []
+    with closing(run_dir.settings_of(SHIPPED).env.build(1)) as env:
+        state, context = first_state(agent, env)
+    agent.evaluator.callbacks.append(lambda found: sizes.append(found.rollout.actions.shape))
+    proposal = trajectories(agent, POLICY_TRAJECTORIES)
+    cem = CEMConfig(**TDMPC2, num_elites=ELITES).build(agent.evaluator, proposal)
+    short = context._replace(horizon=TDMPC2["horizon"], iterations=TDMPC2["iterations"])
+    assert plan_repeatedly(cem, state, short)() == 1
+    *iterations, last = sizes
+    # beside its 512 samples, the mean and the best of the iteration before
+    assert iterations == [(1, 512 + 2, 3, 2)] * 6
+    assert last == (1, 2, 3, 2)
+    candidates = torch.randn(1, 5, 8, 2, generator=torch.Generator().manual_seed(0))
+    info = {"state": state[:, None].expand(-1, 5, -1)}
+    energy = SolverCost(agent, context).get_cost(info, candidates)
+    actions = agent.evaluator.action_space.squash(candidates)
+    assert torch.equal(energy, agent.evaluator.evaluate(state, actions, context).energy)
+
+
+def test_sac_is_updated_with_batches_and_layers_of_the_same_size():
+    pytest.importorskip("stable_baselines3", reason="the extra `baselines` is not installed")
+    model = sb3.make_model("sac", EnvConfig(id="Pendulum-v1"), seed=0, device="cpu")
+    widths = {m.out_features for m in model.actor.latent_pi if isinstance(m, nn.Linear)}
+    assert (model.batch_size, widths) == (BATCH, {HIDDEN})
 
 
 def test_every_algorithm_is_evaluated_in_the_same_episodes():

@@ -52,7 +52,12 @@ def own(run, tmp_path) -> Path:
         (["train", "two-rooms", "--planner.horizn", "3"], "perhaps you meant --planner.horizon"),
         (["train", "two-rooms", "--planner.horizon", "far"], "--planner.horizon"),
         (["train", "two-rooms", "--seed", "1.5"], "--seed"),
-        (["train", "two-rooms", "--device", "tpu"], "--device"),
+        (["train", "two-rooms", "--device", "tpu"], "--device 'tpu': PyTorch finds no such device"),
+        (
+            ["train", "two-rooms", "--device", "meta"],
+            "--device 'meta': PyTorch finds no such device",
+        ),
+        (["eval", "nowhere", "--device", "cuda:99"], "nowhere is not a run folder"),
         (["train", "two-rooms", "--train-jepa.weights.variance", "nan"], "is nan"),
         (["train", "two-rooms", "--episodes", "0"], "--episodes is 0"),
         (["train", "two-rooms", "--env.variant", "moon"], "choose one of"),
@@ -369,7 +374,7 @@ def test_results_are_written_to_a_pipe_as_to_a_file_and_change_nothing_else(tmp_
     os.close(reader)
     assert pipe.is_fifo()
     reader, writer = os.pipe()
-    cli.args.check_json_path(f"/dev/fd/{writer}")  # as /dev/stdout in a pipeline
+    cli.args.check_file_path("--json", f"/dev/fd/{writer}")  # as /dev/stdout in a pipeline
     write_json(Path(f"/dev/fd/{writer}"), {"a": 2}, follow_links=True)
     assert json.loads(os.read(reader, 100)) == {"a": 2}
     os.close(reader)

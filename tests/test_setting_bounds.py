@@ -19,7 +19,12 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.bench import BENCHMARKS
 from ami_agent.cli.args import EnvFlags, TrainFlags
 from ami_agent.config import Config
-from ami_agent.resources import allocation_failure, available_memory, check_memory
+from ami_agent.resources import (
+    allocation_failure,
+    available_memory,
+    check_memory,
+    missing_operation,
+)
 from ami_agent.sizing import check_size
 from ami_agent.training.actor_critic import ActorCriticStage
 from ami_agent.training.optim import OptimConfig
@@ -341,3 +346,18 @@ def test_no_flag_is_answered_with_a_traceback(mutation):
         message = str(error)
     assert message
     assert "\n" not in message
+
+
+def test_an_operation_that_a_device_lacks_is_named_in_one_line():
+    sparse = torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), torch.ones(1), (2,))
+    with pytest.raises(NotImplementedError) as output:
+        sparse.cumsum(0)
+    line = missing_operation(output.value)
+    assert "the device has no operation aten::cumsum" in line
+    assert "--device cpu" in line
+    assert "\n" not in line
+    text = "The operator 'aten::igamma' is not currently implemented for the MPS device. If you"
+    line = missing_operation(NotImplementedError(text))
+    assert "no operation aten::igamma: PYTORCH_ENABLE_MPS_FALLBACK=1" in line
+    assert not missing_operation(RuntimeError(text))
+    assert not missing_operation(NotImplementedError("not yet"))

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 from ami_agent.bench.baselines import SB3Comparison
+from ami_agent.bench.references import References
 from ami_agent.bench.speed import EnvSpeed, PlanningSpeed
 from ami_agent.bench.suites import SuiteComparison
 
-BENCHMARKS: Mapping[str, SB3Comparison | SuiteComparison | PlanningSpeed | EnvSpeed] = {
+Benchmark: TypeAlias = References | SB3Comparison | SuiteComparison | PlanningSpeed | EnvSpeed
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "references": References(),
     "baselines": SB3Comparison(),
     "suites": SuiteComparison(),
     "planning-speed": PlanningSpeed(),

@@ -84,7 +84,7 @@ class EnvSpeed(CommandFlags):
         for config in [with_absolute_imports(self.env)] if self.env.id else configs:
             name = f"{config.id} {config.variant}".strip()
             try:
-                measured = {n: self._measure_modes(config, n, console) for n in self.num_envs}
+                measured = {n: self.measure_modes(config, n, console) for n in self.num_envs}
                 rates[name] = {str(n): by_mode for n, by_mode in measured.items()}
             except ConfigError as error:
                 if self.env.id:
@@ -102,9 +102,10 @@ class EnvSpeed(CommandFlags):
         print_table(console, "environment steps per second", columns, rows)
         return rates
 
-    def _measure_modes(
+    def measure_modes(
         self, config: EnvConfig, num_envs: int, console: Console
     ) -> dict[str, float | None]:
+        """Of so many environments, the steps per second of each way."""
         print_line(console, f"{config.id}, {num_envs} at once")
         spec = gymnasium.registry.get(config.id)
         batched = spec is None or spec.vector_entry_point is not None
@@ -174,7 +175,8 @@ class PlanningSpeed(CommandFlags):
             acts = {}
             with ExitStack() as stack:
                 for name, agent in agents.items():
-                    env = stack.enter_context(closing(config.eval_env.build(num_envs, name)))
+                    env_config = config.eval_env
+                    env = stack.enter_context(closing(env_config.build(num_envs, agent.device)))
                     acts[name] = _actor(agent, env, mode)
                 found = measure_rates(acts, self.seconds)
             rates[mode][str(num_envs)] = found

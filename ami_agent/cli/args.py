@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import docstring_parser
 import torch
@@ -16,13 +16,15 @@ import tyro
 
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.imports import absolute_import
+from ami_agent.arguments import check_device
 from ami_agent.config import Config
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
 from ami_agent.resources import num_cores
 from ami_agent.training import LoadDataset
-from modules.types import EPISODES, SEEDS, BadSetting, ConfigError, validate_ranges
+from modules.types import EPISODES, SEEDS, BadSetting, ConfigError, shorten, validate_ranges
 
-Device = Literal["auto", "cpu", "cuda"]
+Device: TypeAlias = str
+"""A device of PyTorch (cpu, cuda, cuda:1, mps), or "auto": cuda where there is one, or else cpu."""
 Mode = Literal["react", "plan", "auto"]
 
 
@@ -235,27 +237,32 @@ class ProbeFlags(RunFolderFlags):
 
 
 def device(name: Device) -> str:
-    """The device of that name; ConfigError for CUDA where there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch finds no CUDA device here; use cpu or auto")
+    """The device of that name; ConfigError for one that PyTorch does not find here."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        check_device(name)
+    except ConfigError:
+        raise ConfigError(
+            f"--device {shorten(name)}: PyTorch finds no such device here; use auto or cpu, or "
+            "another that it finds (cuda, cuda:1, mps)"
+        ) from None
     return name
 
 
-def check_json_path(path: str) -> None:
-    """Raises ConfigError, before the work begins, for a results file that can't be written."""
+def check_file_path(flag: str, path: str) -> None:
+    """Raises ConfigError, before the work begins, for a file of results that can't be written."""
     try:
         with suppress(FileNotFoundError, NotADirectoryError):
             os.stat(path or ".")
     except (OSError, ValueError) as error:  # a loop of links, a name too long, a NUL
-        raise ConfigError(f"--json {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise ConfigError(f"{flag} {path}: {getattr(error, 'strerror', None) or error}") from None
     file = Path(path).resolve()
     is_file = not file.is_dir() and file.parent.is_dir()
     if path and not is_file:
-        raise ConfigError(f"--json {path}: it must be a file in a folder that exists")
+        raise ConfigError(f"{flag} {path}: it must be a file in a folder that exists")
     if path and not os.access(path if os.path.exists(path) else file.parent, os.W_OK):
-        raise ConfigError(f"--json {path}: this file may not be written")
+        raise ConfigError(f"{flag} {path}: this file may not be written")
 
 
 def with_absolute_imports(env: EnvConfig) -> EnvConfig:

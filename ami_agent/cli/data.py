@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from rich.console import Console
 
-from ami_agent.cli.args import check_json_path
+from ami_agent.cli.args import check_file_path
 from ami_agent.config_io import parse
 from ami_agent.data.convert import convert
 from ami_agent.data.inspect import inspect, validation_of
@@ -125,7 +125,7 @@ def data_command(name: str, argv: Sequence[str], console: Console) -> None:
     if len(names) < num_names or any(each.startswith("-") for each in names):
         raise ConfigError(f"it must be {usages[name]} [--flag ...]")
     flags = parse(command.flags, argv[num_names:], usages[name])
-    check_json_path(flags.json)
+    check_file_path("--json", flags.json)
     results = command.run(names, flags, console)
     if flags.json:
         write_json(Path(flags.json), results)

@@ -35,7 +35,7 @@ from ami_agent.probing.data import load_perturbations
 from ami_agent.probing.probe import describe_collapse, make_probe
 from ami_agent.probing.scorecard import compute_scorecard
 from ami_agent.recipes import ENV_RECIPES, RECIPES, recipe
-from ami_agent.resources import allocation_failure, num_cores
+from ami_agent.resources import allocation_failure, missing_operation, num_cores
 from ami_agent.storage import run_dir
 from ami_agent.storage.files import locked
 from ami_agent.train import check, train
@@ -49,7 +49,7 @@ def _parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
     """The flags of a command, whose threads are set; ConfigError, too, for results that can't be
     written."""
     flags = config_io.parse(default, argv, program)
-    args.check_json_path(vars(flags)["json"])
+    args.check_file_path("--json", vars(flags)["json"])
     if threads := vars(flags).get("threads"):
         torch.set_num_threads(threads)
     return flags
@@ -373,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DivergenceError, OSError) as error:
         return _print_error(error, 1)
     except (MemoryError, RuntimeError) as error:
-        if not (failure := allocation_failure(error)):
+        if not (failure := allocation_failure(error) or missing_operation(error)):
             raise
         return _print_error(failure, 1)
     except KeyboardInterrupt as error:
