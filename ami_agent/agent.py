@@ -18,7 +18,7 @@ from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.adapters.spaces import Interface, to_array
 from ami_agent.arguments import check_count
 from modules.actor.adaptive import PlanEnergyPredictor
-from modules.actor.planning import RolloutEvaluator
+from modules.actor.planning import GradientPlanner, RolloutEvaluator
 from modules.actor.policy import Policy
 from modules.actor.subgoals import Hierarchy
 from modules.configurator import Configurator, Task, TaskSpec
@@ -83,6 +83,17 @@ class Agent(nn.Module):
     ) -> Controller:  # fmt: skip
         """The agent acting in environments: see `Controller`."""
         return Controller(self, num_envs, task, seed, tensors)
+
+    def start_compilation(self) -> None:
+        """From now on plans are made by compiled functions, each compiled when it is first called
+        and once for each shape. ConfigError where there is no compiler, and for other planners than
+        `GradientPlanner`."""
+        if type(self.planner) is not GradientPlanner:  # a subclass may plan otherwise
+            raise ConfigError(
+                f"a {type(self.planner).__name__} can't be compiled, only a GradientPlanner: leave "
+                "--compile out"
+            )
+        self.planner.start_compilation()
 
     @torch.no_grad()
     def context(self, task: Task) -> TaskContext:

@@ -46,6 +46,14 @@ def own_weights(*layers: nn.Module) -> list[Tensor]:
     return [part for layer in layers for part in layer._parameters.values() if part is not None]
 
 
+class _Tracing(threading.local):
+    active = False
+
+
+tracing = _Tracing()
+"""Whether this thread traces a function, to compile it: what is prepared from weights, or kept from
+call to call, must then be computed, so that the compiled function computes it too."""
+
 Value = TypeVar("Value")
 
 
@@ -59,8 +67,11 @@ class DerivedFromWeights(Generic[Value]):
         self.kept: tuple[Any, Value | None, list[Tensor]] = None, None, []
 
     def get(self, weights: Sequence[Tensor], make: Callable[[], Value]) -> Value | None:
-        """`make()` of the weights as they are; None if a weight takes a gradient."""
-        if any(weight.requires_grad or weight.is_inference() for weight in weights):
+        """`make()` of the weights as they are; None if a weight takes a gradient, or a function is
+        being traced."""
+        if tracing.active or any(
+            weight.requires_grad or weight.is_inference() for weight in weights
+        ):
             return None
         key = [(weight.data_ptr(), weight._version) for weight in weights]
         kept = self.kept

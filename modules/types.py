@@ -219,11 +219,13 @@ class EvaluatedRollouts(NamedTuple):
 
     def detach(self) -> EvaluatedRollouts:
         """The same without gradients."""
+        rollout = Rollout(*(part.detach() for part in self.rollout))
+        one_future = self.scenario_states is self.rollout.states
         return EvaluatedRollouts(
-            rollout=Rollout(*(part.detach() for part in self.rollout)),
+            rollout=rollout,
             terms={name: term.detach() for name, term in self.terms.items()},
             energy=self.energy.detach(),
-            scenario_states=self.scenario_states.detach(),
+            scenario_states=rollout.states if one_future else self.scenario_states.detach(),
         )
 
 

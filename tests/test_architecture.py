@@ -15,7 +15,7 @@ import ami_agent
 from ami_agent import HOME, check_shadows, config_io
 
 PACKAGES = ("modules", "envs", "ami_agent")
-BELOW = ("modules.types", "modules.nets")
+BELOW = ("modules.types", "modules.compiled", "modules.nets")
 """What every module may import beside its own folder."""
 ABOVE = {
     "modules.world_model.hjepa": (

@@ -123,7 +123,11 @@ def test_references_that_are_not_installed_are_left_out_with_the_reason(
     assert run_cli("bench", "references", *flags) == 0
     output = json.loads(files[1].read_text())
     planners = {name: row for name, row in output.items() if row["unit"] == "plans"}
-    assert [row["reference"] for row in planners.values()] == ["our CEM", "our MPPI", *SOLVERS]
+    assert [row["reference"] for row in planners.values()] == [
+        "our CEM 512 x 6",
+        "our MPPI 512 x 6",
+        *SOLVERS,
+    ]
     for row in output.values():
         measured = row["reference_rate"] is not None
         assert row["our_rate"] > 0

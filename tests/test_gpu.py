@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch._dynamo
 
 import ami_agent as ami
-from ami_agent import recipes
+from ami_agent import HOME, recipes
 from ami_agent.evaluation.evaluate import evaluate_modes
 from ami_agent.storage import run_dir
 from ami_agent.train import train
@@ -58,3 +59,18 @@ def test_every_recipe_trains_resumes_and_acts_on_a_gpu(name, tmp_path):
     short = replace(config.eval_env, **brief)
     for found in evaluate_modes(agent, short, episodes=2, modes=tuple(agent.actors)).values():
         assert found["device"].startswith("cuda")
+
+
+def test_compiled_plans_are_cuda_graphs_with_the_same_numbers():
+    shipped = HOME / "runs" / "reference" / "two-rooms"
+    env = run_dir.settings_of(shipped).env.build(1, "cuda")
+    obs, info = env.reset(0)
+    plans = []
+    for compile in (False, True):
+        agent = ami.load(shipped, "cuda", compile=compile)
+        controller = agent.controller(1, Task(goal=env.goal(info)), tensors=True)
+        plans.append([controller.act(obs) for _ in range(6)])
+    for eager, compiled in zip(*plans, strict=True):
+        torch.testing.assert_close(compiled.actions, eager.actions, rtol=0, atol=1e-2)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        controller.act(obs)

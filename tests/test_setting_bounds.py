@@ -349,7 +349,9 @@ def test_no_flag_is_answered_with_a_traceback(mutation):
 
 
 def test_an_operation_that_a_device_lacks_is_named_in_one_line():
-    sparse = torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), torch.ones(1), (2,))
+    sparse = torch.sparse_coo_tensor(
+        torch.zeros(1, 1, dtype=torch.long), torch.ones(1), (2,), check_invariants=True
+    )
     with pytest.raises(NotImplementedError) as output:
         sparse.cumsum(0)
     line = missing_operation(output.value)

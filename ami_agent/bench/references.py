@@ -99,12 +99,13 @@ class References(CommandFlags):
         """By comparison, both rates and their ratio; None for a reference that is left out."""
         ratios = [*self._planning(console), *self._training(console), *self._envs(console)]
         rows = [
-            [ratio.name, ratio.unit, _number(ratio.our_rate), _number(ratio.reference_rate),
+            [ratio.name, _number(ratio.our_rate), _number(ratio.reference_rate),
              _times(ratio.value)]
             for ratio in ratios
         ]  # fmt: skip
-        columns = ["ours / reference", "what", "ours", "reference", "ratio"]
-        print_table(console, "speed beside references, in a second", columns, rows)
+        columns = ["ours / reference", "ours", "reference", "ratio"]
+        title = "plans, updates and environment steps per second"
+        print_table(console, title, columns, rows)
         for ratio in ratios:
             if ratio.left_out:
                 print_line(console, f"{ratio.name} is left out: {ratio.left_out}")
@@ -123,11 +124,11 @@ class References(CommandFlags):
         short = context._replace(horizon=TDMPC2["horizon"], iterations=TDMPC2["iterations"])
         cem = CEMConfig(**TDMPC2, num_elites=ELITES).build(agent.evaluator, policy)
         mppi = MPPIConfig(**TDMPC2).build(agent.evaluator, policy)
-        ours = f"its {type(agent.planner).__name__}"
+        ours = type(agent.planner).__name__
         plans = {
             ours: plan_repeatedly(agent.planner, state, context),
-            "our CEM": plan_repeatedly(cem, state, short),
-            "our MPPI": plan_repeatedly(mppi, state, short),
+            "our CEM 512 x 6": plan_repeatedly(cem, state, short),
+            "our MPPI 512 x 6": plan_repeatedly(mppi, state, short),
         }
         left_out: dict[str, str] = {}
         try:

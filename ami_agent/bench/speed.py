@@ -155,6 +155,9 @@ class PlanningSpeed(CommandFlags):
     modes: tuple[Mode, ...] = ("react", "plan")
     seconds: float = 2.0
     """Of measurement for each mode, number and device."""
+    compile: bool = False
+    """Measure compiled plans as well, by turns with the others; compiling them takes a minute or
+    more for each number of environments."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,6 +171,10 @@ class PlanningSpeed(CommandFlags):
         config = run_dir.config_of(folder, self.imports, self.trust)
         devices = dict.fromkeys(["cpu", device("auto")])
         agents = {name: run_dir.load(folder, name, config) for name in devices}
+        if self.compile:
+            print_line(console, "the first plans take a minute or more: the planner is compiled")
+            for name in devices:
+                agents[f"{name}, compiled"] = run_dir.load(folder, name, config, compile=True)
         rates: dict[str, Any] = {mode: {} for mode in self.modes}
         rows = []
         for mode, num_envs in product(self.modes, self.num_envs):

@@ -141,6 +141,8 @@ class EvalFlags(EpisodeFlags):
     accept_other_spaces: bool = False
     """Evaluate although the bounds of actions or observations are not those of training."""
     device: Device = "auto"
+    compile: bool = False
+    """Plan by compiled functions; compiling them takes a minute or more."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -164,6 +164,9 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     env_config = _eval_env_config(config, flags.env, flags.variant)
     if flags.accept_other_spaces:
         env_config = replace(env_config, accept_other_spaces=True)
+    if flags.compile:
+        agent.start_compilation()
+        print_line(console, "the first plans take a minute or more: the planner is compiled")
     print_line(console, _describe_evaluation(f"mode {flags.mode}", flags.episodes))
     by_mode = evaluate_modes(
         agent, env_config, modes=(flags.mode,), task=flags.task, episodes=flags.episodes,

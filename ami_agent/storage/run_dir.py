@@ -285,12 +285,13 @@ def load_weights(agent: Agent, tensors: Mapping[str, Tensor], source: Path) -> N
 
 def load(
     run: Path | str, device: torch.device | str = "cpu", config: Config | None = None, *,
-    imports: Sequence[str] = (), trust: bool = False,
+    imports: Sequence[str] = (), trust: bool = False, compile: bool = False,
 ) -> Agent:  # fmt: skip
     """The agent of a run, ready to act. Its weights take no gradient, which makes planning faster;
     `agent.requires_grad_()` makes them learn. `config`: settings other than those of its training.
     Code that the folder names is imported only if it is among `imports` (files x.py or modules), or
-    with `trust`."""
+    with `trust`. `compile`: plans are made by functions that are compiled when they are first
+    called, once for each number of environments, candidates and steps."""
     check_path("run", run)
     check_device(device)
     run = Path(run)
@@ -306,6 +307,8 @@ def load(
             check_planning(config, spec, agent)
     tensors, _ = checkpoint.load(newest, prefix=PREFIX)
     load_weights(agent, tensors, newest)
+    if compile:
+        agent.start_compilation()
     return agent.to(device).eval().requires_grad_(False)
 
 

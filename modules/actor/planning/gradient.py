@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from modules.actor.planning.evaluator import (
     to_plan,
     without_nan,
 )
+from modules.compiled import Compiled, Keyed, check_compiler
 from modules.nets import row_numbers
 from modules.types import (
     HORIZON,
@@ -86,11 +88,20 @@ class GradientPlanner(DescentPlanner):
     """Adam on the actions of several candidates at once; the plan is the best actions evaluated."""
 
     config: GradientPlannerConfig
+    compiled: CompiledDescent | None = None
+
+    def start_compilation(self) -> None:
+        """From now on plans are made by compiled functions, each compiled when it is first called
+        and once for each shape. ConfigError where there is no compiler."""
+        check_compiler()
+        self.compiled = CompiledDescent(self)
 
     def __call__(
         self, state: Tensor, context: TaskContext, carry: PlannerCarry
     ) -> tuple[Plan, PlannerCarry]:
         """`[B, D]` -> the best plan found; no parameter keeps a gradient."""
+        if self.compiled is not None and self.compiled.covers(context):
+            return self.compiled(state, context, carry)
         config, rng = self.config, carry.rng.clone_state()
         offered, random, iterations = self.initial_candidates(state, context, carry.warm_start, rng)
         raw = self.evaluator.action_space.unsquash(torch.cat([*offered, random], 1))
@@ -98,6 +109,89 @@ class GradientPlanner(DescentPlanner):
         warm_start = lowest_energy(best.rollout.actions, best.energy, config.num_warm_starts)
         plan = to_plan(best, best.energy.argmin(1), context)
         return plan, PlannerCarry(rng, shift_actions(warm_start))
+
+
+class Descent(NamedTuple):
+    """Where a descent is: what Adam continues with, and the best so far."""
+
+    raw: Tensor  # [B, P, H, A]
+    momentum: Tensor  # [B, P, H, A]
+    scale: Tensor  # [B, P, H, A]
+    eps: Tensor  # [B, 1, 1, 1]
+    best: EvaluatedRollouts
+
+
+class CompiledDescent:
+    """`GradientPlanner` as three compiled functions: the candidates and the first iteration, every
+    other iteration, and the choice of the plan. A single function of all iterations would take
+    minutes to compile, and more for each number of iterations."""
+
+    def __init__(self, planner: GradientPlanner) -> None:
+        self.planner, self.evaluator = planner, planner.evaluator
+        self.start = Compiled(self._start, "the planner's first iteration")
+        self.step = Compiled(self._step, "the planner's other iterations")
+        self.finish = Compiled(self._finish, "the planner's choice")
+
+    def covers(self, context: TaskContext) -> bool:
+        """Whether plans in this context are compiled. Boredom reads the states of the episode,
+        which are more in every step; callbacks are called after every iteration."""
+        iterations = min(context.iterations, self.planner.config.warm_iterations)
+        return not (context.episode_states.numel() or self.evaluator.callbacks or iterations < 1)
+
+    @torch.no_grad()
+    def __call__(
+        self, state: Tensor, context: TaskContext, carry: PlannerCarry
+    ) -> tuple[Plan, PlannerCarry]:
+        planner, config, rng = self.planner, self.planner.config, carry.rng.clone_state()
+        previous = fitting_warm_start(carry.warm_start, state, context, self.evaluator.action_dim)
+        num_warm = previous.shape[1]
+        num_random = max(0, config.num_proposals - num_warm)
+        random = planner.random_proposals(state, context, num_random, rng)
+        given = torch.cat([previous, random], 1)  # as many from a cold start
+        # the functions don't depend on how many iterations there are
+        task = Keyed(context._replace(iterations=0))
+        descent = self.start.keyed(state, task, given)
+        for done in range(1, config.warm_iterations if num_warm else context.iterations):
+            factors = _factors_tensor(config.lr, done + 1, state.dtype, state.device)
+            descent = self.step.keyed(state, task, descent, factors)
+        plan, warm_start = self.finish(state, task, descent)
+        return plan._replace(upper_plans=context.upper_plans), PlannerCarry(rng, warm_start)
+
+    def _start(self, state: Tensor, context: TaskContext, given: Tensor) -> Descent:
+        # without a random stream: what is drawn here would be a constant
+        offered = self.planner.proposal_fn(state, context, None)  # type: ignore[arg-type]
+        raw = self.evaluator.action_space.unsquash(torch.cat([given, offered], 1))
+        evaluated, slope = self.evaluator.slope_fn(context)(state, raw)
+        adam = Adam(self.planner.config.lr)
+        raw = adam.step(raw, slope)
+        best = evaluated.detach()._replace(energy=without_nan(evaluated.energy))
+        return Descent(raw, adam.momentum, adam.scale, adam.eps, best)
+
+    def _step(
+        self, state: Tensor, context: TaskContext, descent: Descent, factors: Tensor
+    ) -> Descent:
+        """`factors` `[2]`: the rate and the bias of this step of Adam."""
+        raw, momentum, scale, eps, best = descent
+        best = self._with_futures(best)
+        evaluated, slope = self.evaluator.slope_fn(context)(state, raw)
+        momentum = momentum.lerp(slope, 0.1)
+        scale = (0.999 * scale).addcmul(slope, slope, value=0.001)
+        rate, bias = factors.unbind()
+        raw = raw - rate * momentum / (scale.sqrt() + eps * bias)
+        return Descent(raw, momentum, scale, eps, best_of([best, evaluated]))
+
+    def _finish(self, state: Tensor, context: TaskContext, descent: Descent) -> tuple[Plan, Tensor]:
+        actions = self.evaluator.action_space.squash(descent.raw)
+        last = self.evaluator.evaluate(state, actions, context)
+        best = best_of([self._with_futures(descent.best), last])
+        kept = lowest_energy(best.rollout.actions, best.energy, self.planner.config.num_warm_starts)
+        return to_plan(best, best.energy.argmin(1), context), shift_actions(kept)
+
+    def _with_futures(self, best: EvaluatedRollouts) -> EvaluatedRollouts:
+        """An argument of a compiled function, in which equal tensors are one again."""
+        if self.evaluator.risk_model is not None:
+            return best
+        return best._replace(scenario_states=best.rollout.states)
 
 
 def descend(
@@ -118,6 +212,12 @@ def descend(
         last = evaluator.evaluate(state, evaluator.action_space.squash(raw), context)
     evaluations.append(last)
     return raw, best_of(evaluations)
+
+
+@lru_cache(maxsize=4096)
+@torch.inference_mode(False)  # what is kept may be used outside
+def _factors_tensor(lr: float, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(adam_factors(lr, count), dtype=dtype, device=device)
 
 
 @torch.no_grad()
@@ -182,6 +282,12 @@ class Adam:
             self.momentum.lerp_(slope, 0.1)
             self.scale.mul_(0.999).addcmul_(slope, slope, value=0.001)
         self.count += 1
-        bias = (1 - 0.999**self.count) ** 0.5
-        unbiased = self.scale.sqrt().add_(self.eps, alpha=bias)
-        return self.lr * bias / (1 - 0.9**self.count), unbiased
+        rate, bias = adam_factors(self.lr, self.count)
+        return rate, self.scale.sqrt().add_(self.eps, alpha=bias)
+
+
+def adam_factors(lr: float, count: int) -> tuple[float, float]:
+    """Of step `count`, from 1: the factor of the momentum, and the square root by which the second
+    moment is biased."""
+    bias = (1 - 0.999**count) ** 0.5
+    return lr * bias / (1 - 0.9**count), bias
