@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,9 @@ from ami_agent.training import (
 from modules.actor.subgoals import LandmarkGraphConfig
 from modules.types import PlannerCarry, PolicyFn, PolicyRolloutFn, Rollout, RolloutFn, TaskContext
 from modules.world_model.hjepa import HierarchicalJEPAConfig
+
+# a suite that is started in the background ignores Ctrl-C, and so would the processes it tests
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 OWN_RECIPES = [name for name in recipes.RECIPES if name not in ("ogbench", "gymnasium-robotics")]
 """Those that need neither another package nor recorded data."""
