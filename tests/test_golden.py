@@ -25,6 +25,9 @@ TOLERANCES = {"finetune_dynamics loss": 0.05, "distill_policy loss": 0.05}
 """These stages learn from plans, and rounding may choose another candidate as the plan."""
 
 
+GOLDEN = json.loads(FILE.read_text())
+
+
 def cartpole() -> ami.Config:
     return recipes.gym(ami.EnvConfig(id="CartPole-v1"))
 
@@ -41,6 +44,8 @@ RECIPES = {
     "forage": recipes.forage,
     "cue_corridor": recipes.cue_corridor,
     "windy_rooms": recipes.windy_rooms,
+    "maze": recipes.maze,
+    "goals": recipes.goals,
     "push": recipes.push,
     "cartpole": cartpole,
     "pendulum": pendulum,
@@ -86,19 +91,19 @@ def close_to(expected: list[float]):
     return pytest.approx(expected, rel=TOLERANCE, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_tiny_training_ends_with_the_golden_numbers(name, tmp_path):
-    found, golden = training(RECIPES[name](), tmp_path / "run"), GOLDEN[name]
+def approximately(golden: dict[str, float]) -> dict[str, Any]:
+    """What a training may end with where these are its golden numbers."""
     # a sum of both signs is as uncertain as they are many
     rounding = {"sum": TOLERANCE / 10 * golden["sum of absolutes"]}
-    assert found == {
-        key: pytest.approx(
-            value,
-            rel=TOLERANCES.get(key, TOLERANCE),
-            abs=rounding.get(key, 1e-6),
-        )
+    return {
+        key: pytest.approx(value, rel=TOLERANCES.get(key, TOLERANCE), abs=rounding.get(key, 1e-6))
         for key, value in golden.items()
     }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_tiny_training_ends_with_the_golden_numbers(name, tmp_path):
+    assert training(RECIPES[name](), tmp_path / "run") == approximately(GOLDEN[name])
 
 
 @pytest.mark.parametrize("mode", ["react", "plan", "auto"])
@@ -115,6 +120,9 @@ if __name__ == "__main__":
             name: training(make(), Path(folder) / name) for name, make in RECIPES.items()
         }
     found |= {mode: rollout(mode) for mode in ("react", "plan", "auto")}
+    # numbers that this processor only rounds in another way stay: published figures refer to them
+    for name, numbers in GOLDEN.items():
+        is_mode = isinstance(numbers, list)
+        if found.get(name) == (close_to(numbers) if is_mode else approximately(numbers)):
+            found[name] = numbers
     FILE.write_text(json.dumps(found, indent=1) + "\n")
-else:
-    GOLDEN = json.loads(FILE.read_text())
