@@ -209,42 +209,42 @@ def point_mazes(study: Study) -> Figures:
 
 HEADLINES = {
     "ogbench": Headline(
-        "[OGBench's point mazes](docs/results.md#ogbench) giant and teleport, re-made data; the "
+        "[OGBench's point mazes](docs/results/ogbench.md) giant and teleport, re-made data; the "
         "paper's best learners 68 and 45 %",
         point_mazes, ("goals",), PointMazes, ("goals",),
     ),
     "two-rooms": Headline(
-        "[one layout from 65x65 images](docs/results.md#one-layout), trained in minutes; random "
+        "[one layout from 65x65 images](docs/results/two-rooms.md#one-layout), trained in minutes; random "
         "motion 0 %",
         both_modes("two-rooms"), ("two-rooms",), golden=("two_rooms",),
     ),
     "two-rooms-random": Headline(
-        "[unseen layouts](docs/results.md#layouts-drawn-per-episode); random motion 0 %",
+        "[unseen layouts](docs/results/two-rooms.md#layouts-drawn-per-episode); random motion 0 %",
         both_modes("two-rooms-random"), ("two-rooms-random",), golden=("two_rooms_random",),
     ),
     "forage": Headline(
-        "[one world model, four tasks](docs/results.md#four-tasks), in % of the oracle's score; "
+        "[one world model, four tasks](docs/results/tasks.md#four-tasks), in % of the oracle's score; "
         "random motion 8, 0, 22 and 7 %",
         four_tasks, ("forage",), golden=("forage",),
     ),
     "maze": Headline(
-        "[far goals in a maze](docs/results.md#by-distance-and-training-of-the-critic)",
+        "[far goals in a maze](docs/results/mazes.md#by-distance-and-training-of-the-critic)",
         far_goals, ("maze 1500",), Mazes, ("maze",),
     ),
     "windy-rooms": Headline(
-        "[unpredictable gusts](docs/results.md#probability-of-gusts)",
+        "[unpredictable gusts](docs/results/windy-rooms.md#probability-of-gusts)",
         gusts, ("sparse 0.2", "none 0.2"), Winds, ("windy_rooms",),
     ),
     "planners": Headline(
-        "[the gradient planner against CEM and MPPI](docs/results.md#by-planner), the same goals",
+        "[the gradient planner against CEM and MPPI](docs/results/mazes.md#by-planner), the same goals",
         planners, ("maze 1500",), Mazes, ("maze",),
     ),
     "pendulum": Headline(
-        "[`Pendulum-v1`](docs/results.md#any-gymnasium-environment) until solved",
+        "[`Pendulum-v1`](docs/results/gymnasium.md#any-gymnasium-environment) until solved",
         steps_until_solved, ("Pendulum-v1",), GymnasiumEnvs, ("pendulum",),
     ),
     "objectives": Headline(
-        "[an objective against collapse](docs/results.md#representation-objectives)",
+        "[an objective against collapse](docs/results/objectives.md)",
         without_variance, ("VICReg", "no variance"), Objectives, ("two_rooms",),
     ),
 }  # fmt: skip

@@ -17,7 +17,7 @@ from modules.types import ConfigError
 
 @pytest.mark.slow
 def test_the_default_recipe_learns_to_go_through_the_door(tmp_path):
-    """Half of the recipe's updates; the full recipe's figures are in docs/results.md."""
+    """Half of the recipe's updates; the full recipe's figures are in docs/results/two-rooms.md."""
     config = ami.recipes.two_rooms()
     short = replace(
         config.stages["train_jepa"].optim, steps=config.stages["train_jepa"].optim.steps // 2
@@ -34,7 +34,7 @@ def test_the_default_recipe_learns_to_go_through_the_door(tmp_path):
 
 @pytest.mark.long
 def test_a_hierarchy_reaches_goals_that_a_flat_plan_does_not(tmp_path):
-    """With a critic trained for ten seconds; the full figures are in docs/results.md."""
+    """With a critic trained for ten seconds; the full figures are in docs/results/mazes.md."""
     config = ami.recipes.maze()
     shorter = replace(config.stages["train_jepa"].optim, steps=1500)
     briefly = replace(config.stages["train_goal_critic"].optim, steps=800)
