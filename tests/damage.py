@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from ami_agent.storage import checkpoint
 
+LARGE = 2**30
+"""Bytes of a file that no harm can be added to."""
 HUGE = ["9" * 5000, "1e999", "-1e999", "NaN", "Infinity", "9" * 19, "1e300", "-1", "0", "2.5"]
 PLAIN: list[Any] = [None, True, False, 0, -1, 2.5, 1e18, 2**62, "", "x", "\ud800", "\x1b[31m", [],
                     {}, [[]], ["a"], {"_type": "x"}, "a" * 10_000]  # fmt: skip
@@ -74,15 +76,18 @@ def json_file(path: Path, rng: random.Random) -> None:
 
 def signed(folder: Path) -> None:
     """An attacker who writes the tensors can write their checksums too."""
+    metadata = folder / checkpoint.METADATA
+    if not metadata.is_file() or metadata.stat().st_size > LARGE:
+        return  # other harm has been done to it
     try:
-        whole = json.loads((folder / checkpoint.METADATA).read_text())
+        whole = json.loads(metadata.read_text())
         tensors = (folder / checkpoint.TENSORS).read_bytes()
         facts = json.dumps(whole["metadata"], sort_keys=True).encode()
         whole["sha256"] = {
             checkpoint.TENSORS: hashlib.sha256(tensors).hexdigest(),
             checkpoint.METADATA: hashlib.sha256(facts).hexdigest(),
         }
-        (folder / checkpoint.METADATA).write_text(json.dumps(whole))
+        metadata.write_text(json.dumps(whole))
     except (ValueError, TypeError, KeyError, OSError, RecursionError):
         pass  # it is damaged beyond that
 

@@ -27,6 +27,7 @@ from ami_agent.config_io import RENAMED_FLAGS
 from ami_agent.logger import one_line
 from ami_agent.storage import run_dir
 from ami_agent.viewer import live
+from modules import compiled
 from tests.fuzz import Begun, answer, fuzzed
 
 SHIPPED = Path(__file__).parents[1] / "runs/reference/two-rooms"
@@ -73,6 +74,7 @@ def _no_work(place, monkeypatch):
     monkeypatch.setattr(cli, "evaluate_modes", brief)
     for owner, name in [
         (cli, "_train"), (cli, "make_probe"), (viewer, "show"), (live, "show_live"),
+        (compiled, "ahead_of_time"), (compiled, "just_in_time"),
         *((executor, "run") for executor in (Serial, ProcessPool, Ray)),
         *((type(bench), "measure") for bench in BENCHMARKS.values()),
     ]:  # fmt: skip
@@ -177,6 +179,7 @@ def command_lines(draw: Any) -> list[str]:
 @example(["train", "two-rooms", "--train-jepa.weights.interoception", "1", "", ""])
 @example(["show", "run", "--live=/"])
 @example(["train", " "])
+@example(["eval", "run", "--compile"])
 def test_a_command_line_is_executed_or_refused_in_one_line(argv):
     found = answer(*argv)
     event(f"{argv[0] if argv[0] in SUBJECTS else 'other'} {found.code}")

@@ -106,7 +106,8 @@ def _brief(made, monkeypatch, tmp_path_factory):
 
 
 def all_files(run: Path) -> list[Path]:
-    return sorted(path for path in run.rglob("*") if path.is_file())
+    files = [path for path in run.rglob("*") if path.is_file()]
+    return sorted(path for path in files if path.stat().st_size <= damage.LARGE)
 
 
 def one_file(run: Path, rng: random.Random) -> str:
