@@ -330,10 +330,14 @@ def _parse(default: Any, argv: Sequence[str], program: str, **kwargs: Any) -> An
 
 def _check_once(argv: Sequence[str]) -> None:
     """Raises ConfigError for a flag that is given twice, since only the last would count, and for
-    one without a name."""
-    if "--" in argv:
-        raise ConfigError("'--' is not a flag: a flag has a name after it")
-    flags = Counter(arg.partition("=")[0].replace("_", "-") for arg in argv if arg[:2] == "--")
+    one without a name, or with blanks in it, which may be of a kind that nobody sees."""
+    names = [arg.partition("=")[0] for arg in argv if arg[:2] == "--"]
+    for name in names:
+        if name == "--":
+            raise ConfigError("'--' is not a flag: a flag has a name after it")
+        if not name.isprintable() or any(map(str.isspace, name)):
+            raise ConfigError(f"{name!r} is not a flag: the name of a flag has no blanks")
+    flags = Counter(name.replace("_", "-") for name in names)
     for flag, count in flags.items():
         if count > 1:
             raise ConfigError(f"{flag} is given {count} times; give it once, with all its values")

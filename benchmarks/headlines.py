@@ -214,8 +214,8 @@ HEADLINES = {
         point_mazes, ("goals",), PointMazes, ("goals",),
     ),
     "two-rooms": Headline(
-        "[one layout from 65x65 images](docs/results/two-rooms.md#one-layout), trained in minutes; random "
-        "motion 0 %",
+        "[one layout from 65x65 images](docs/results/two-rooms.md#one-layout), trained in minutes; "
+        "random motion 0 %",
         both_modes("two-rooms"), ("two-rooms",), golden=("two_rooms",),
     ),
     "two-rooms-random": Headline(
@@ -223,8 +223,8 @@ HEADLINES = {
         both_modes("two-rooms-random"), ("two-rooms-random",), golden=("two_rooms_random",),
     ),
     "forage": Headline(
-        "[one world model, four tasks](docs/results/tasks.md#four-tasks), in % of the oracle's score; "
-        "random motion 8, 0, 22 and 7 %",
+        "[one world model, four tasks](docs/results/tasks.md#four-tasks), in % of the oracle's "
+        "score; random motion 8, 0, 22 and 7 %",
         four_tasks, ("forage",), golden=("forage",),
     ),
     "maze": Headline(
@@ -236,7 +236,8 @@ HEADLINES = {
         gusts, ("sparse 0.2", "none 0.2"), Winds, ("windy_rooms",),
     ),
     "planners": Headline(
-        "[the gradient planner against CEM and MPPI](docs/results/mazes.md#by-planner), the same goals",
+        "[the gradient planner against CEM and MPPI](docs/results/mazes.md#by-planner), the same "
+        "goals",
         planners, ("maze 1500",), Mazes, ("maze",),
     ),
     "pendulum": Headline(

@@ -180,6 +180,7 @@ def command_lines(draw: Any) -> list[str]:
 @example(["show", "run", "--live=/"])
 @example(["train", " "])
 @example(["eval", "run", "--compile"])
+@example(["ablate", "forage", "--\xa0"])
 def test_a_command_line_is_executed_or_refused_in_one_line(argv):
     found = answer(*argv)
     event(f"{argv[0] if argv[0] in SUBJECTS else 'other'} {found.code}")
