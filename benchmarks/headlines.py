@@ -288,7 +288,7 @@ def table(records: Mapping[str, Any]) -> str:
             continue
         figures = {label: Figure(**fields) for label, fields in stored["figures"].items()}
         text = "; ".join(f"{label} {figure}" for label, figure in figures.items())
-        seeds = len(next(iter(figures.values())).by_seed)
+        seeds = " or ".join(map(str, sorted({len(figure.by_seed) for figure in figures.values()})))
         at = f"`{stored['commit']}`"
         if changed_since(name, stored):
             at += ", older than the code"
