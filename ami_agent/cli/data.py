@@ -67,7 +67,7 @@ def inspect_command(names: Sequence[str], flags: InspectFlags, console: Console)
     found = inspect(open_recording(place, flags.keys), ConsoleLogger(console))
     print_table(console, place, ["what", ""], list(found.facts().items()))
     columns = ["column", "what", "shape", "dtype", "range"]
-    print_table(console, "columns", columns, found.rows())
+    print_table(console, "columns", columns, [[n, *c.cells()] for n, c in found.columns.items()])
     for line in found.warnings():
         print_line(console, line)
     if flags.out:

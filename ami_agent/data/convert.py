@@ -8,33 +8,34 @@ at all."""
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 
 from ami_agent.data.flat import LENGTHS, OFFSETS
 from ami_agent.data.recording import (
     ACTIONS,
-    OBSERVATIONS,
+    FLAG,
     REWARDS,
     TERMINATED,
     Column,
     Episode,
     Recording,
 )
-from ami_agent.logger import Logger
+from ami_agent.logger import Logger, Progress
 from ami_agent.storage import files
 from ami_agent.storage.run_dir import write_json
 from modules.types import ConfigError
 
-PROGRESS, SAVE_EVERY, COPIED = "progress.json", 200, 2**22
-"""The file of the conversion's state, episodes between two of its versions, and bytes that are
-copied at once."""
+PROGRESS, SAVE_EVERY = "progress.json", 200
+"""The file of the conversion's state, and episodes between two of its versions."""
+WITHOUT_LAST_ROW = (ACTIONS, REWARDS, TERMINATED)
+"""Columns that have T rows in an episode of T steps, beside T + 1 observations."""
 ENDINGS = ".npz (rows as OGBench's), .h5 or .hdf5 (rows as stable-worldmodel's), or a folder"
 Write = Callable[[Path, "RawColumns"], None]
 
@@ -50,8 +51,7 @@ def convert(recording: Recording, out: Path, logger: Logger) -> None:
         raw = RawColumns(draft, recording)
         try:
             with logger.progress("read", len(recording.lengths), raw.num_done) as progress:
-                for _ in raw.append():
-                    progress.advance()
+                raw.append(progress)
         except ConfigError:  # it would fail again
             files.remove_folder(draft)
             raise
@@ -82,22 +82,12 @@ class RawColumns:
     def __init__(self, folder: Path, recording: Recording) -> None:
         self.folder, self.recording = folder, recording
         self.lengths = recording.lengths + 1  # rows of each episode
-        columns = {f"{OBSERVATIONS}/{p}".rstrip("/"): c for p, c in recording.obs.items()}
-        columns[ACTIONS] = recording.actions
-        if recording.keys.rewards:
-            columns[REWARDS] = Column((), np.dtype(np.float64))
-        columns[TERMINATED] = Column((), np.dtype(bool))
-        for name, column in recording.extra.items():
-            columns.setdefault(name, column)
+        columns = {**recording.extra, **recording.columns_by_role(), TERMINATED: FLAG}
         self.columns = {
             name: Column(c.shape, c.dtype.newbyteorder("=")) for name, c in columns.items()
         }
         self._paths = {name: folder / f"{i:03d}.raw" for i, name in enumerate(self.columns)}
         self.num_done = self._resume()
-
-    @property
-    def num_rows(self) -> int:
-        return int(self.lengths.sum())
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a conversion to continue."""
@@ -105,7 +95,7 @@ class RawColumns:
         return {
             "source": str(source),
             "modified": source.stat().st_mtime_ns if source.exists() else 0,
-            "rows": self.num_rows, "episodes": len(self.lengths),
+            "rows": int(self.lengths.sum()), "episodes": len(self.lengths),
             "columns": {name: str(column) for name, column in self.columns.items()},
         }  # fmt: skip
 
@@ -117,104 +107,71 @@ class RawColumns:
         num_done = state.pop("done", 0) if isinstance(state, dict) else 0
         if state != self._identity() or num_done not in range(len(self.lengths) + 1):
             num_done = 0
-        rows = int(self.lengths[:num_done].sum())
-        for name, path in self._paths.items():
-            size, needed = path.stat().st_size if path.exists() else 0, self._size(name, rows)
-            if size < needed:
-                return self._restart()
+        num_rows = int(self.lengths[:num_done].sum())
+        sizes = {
+            path: num_rows * self.columns[name].row_bytes for name, path in self._paths.items()
+        }
+        if any(not path.exists() or path.stat().st_size < size for path, size in sizes.items()):
+            num_done, sizes = 0, dict.fromkeys(sizes, 0)
+        for path, size in sizes.items():
             with path.open("ab") as file:
-                file.truncate(needed)
+                file.truncate(size)
         return num_done
 
-    def _restart(self) -> int:
-        for path in self._paths.values():
-            path.write_bytes(b"")
-        return 0
-
-    def _size(self, name: str, rows: int) -> int:
-        return rows * self.columns[name].row_bytes
-
-    def append(self) -> Iterator[int]:
-        """Appends the episodes that are missing; yields the number of each."""
-        outputs = {name: path.open("ab") for name, path in self._paths.items()}
-        try:
+    def append(self, progress: Progress) -> None:
+        """Appends the episodes that are missing."""
+        with ExitStack() as stack:
+            outputs = {n: stack.enter_context(path.open("ab")) for n, path in self._paths.items()}
             episodes = self.recording.episodes(self.num_done, extra=True)
             for index, episode in enumerate(episodes, start=self.num_done):
-                for name, part in self._parts(episode).items():
-                    self._check(index, name, part)
-                    outputs[name].write(np.ascontiguousarray(part).tobytes())
+                for name, part in self._parts(index, episode).items():
+                    outputs[name].write(part.tobytes())
                 if (index + 1) % SAVE_EVERY == 0 or index + 1 == len(self.lengths):
                     for file in outputs.values():
                         file.flush()
                     write_json(self.folder / PROGRESS, {**self._identity(), "done": index + 1})
-                yield index
-        finally:
-            for file in outputs.values():
-                file.close()
+                progress.advance()
 
-    def _parts(self, episode: Episode) -> dict[str, np.ndarray]:
-        """The rows of every column, in its dtype."""
-        parts = {f"{OBSERVATIONS}/{p}".rstrip("/"): a for p, a in episode.obs.items()}
-        parts |= {
-            ACTIONS: _with_last_row(episode.actions), REWARDS: _with_last_row(episode.rewards),
-            TERMINATED: _with_last_row(episode.terminated),
-        }  # fmt: skip
-        parts = {**episode.extra, **parts}
+    def _parts(self, index: int, episode: Episode) -> dict[str, np.ndarray]:
+        """The rows of every column, in its dtype; ConfigError where they are not of its shape."""
+        parts = {**episode.extra, **episode.by_role()}
+        for name in WITHOUT_LAST_ROW:
+            parts[name] = np.concatenate([parts[name], np.zeros_like(parts[name][:1])])
+        for name, column in self.columns.items():
+            expected = (int(self.lengths[index]), *column.shape)
+            if parts[name].shape != expected:
+                raise ConfigError(
+                    f"episode {index} of {self.recording.label}: {name} is {parts[name].shape}; it "
+                    f"must be {expected}"
+                )
         return {name: parts[name].astype(c.dtype, copy=False) for name, c in self.columns.items()}
 
-    def _check(self, index: int, name: str, part: np.ndarray) -> None:
-        expected = (int(self.lengths[index]), *self.columns[name].shape)
-        if part.shape != expected:
-            raise ConfigError(
-                f"episode {index} of {self.recording.label}: {name} is {part.shape}; it must be "
-                f"{expected}"
-            )
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The whole columns, mapped into memory: they may be larger than it."""
+        return {name: self._mapped(name, *column) for name, column in self.columns.items()}
 
-    def open(self, name: str) -> BinaryIO:
-        return self._paths[name].open("rb")
-
-    def rows(self, name: str, count: int, file: BinaryIO) -> np.ndarray:
-        """The next rows of an open column."""
-        column = self.columns[name]
-        data = file.read(count * column.row_bytes)
-        return np.frombuffer(data, column.dtype).reshape(count, *column.shape)
-
-
-def _with_last_row(part: np.ndarray) -> np.ndarray:
-    return np.concatenate([part, np.zeros_like(part[:1])])
-
-
-def _ends(lengths: np.ndarray) -> np.ndarray:
-    """`[rows]` bool: the last row of each episode."""
-    ends = np.zeros(int(lengths.sum()), bool)
-    ends[np.cumsum(lengths) - 1] = True
-    return ends
+    def _mapped(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        whole = (int(self.lengths.sum()), *shape)
+        if not prod(shape):
+            return np.empty(whole, dtype)  # a file without bytes can't be mapped
+        return np.memmap(self._paths[name], dtype, "r", shape=whole)
 
 
 def write_npz(out: Path, raw: RawColumns) -> None:
     """Rows as OGBench's, uncompressed, which reads fastest; rewards and `terminated` are further
     columns, which its loader leaves aside."""
-    ends = _ends(raw.lengths)
-    with files.replacing(out) as draft, zipfile.ZipFile(draft, "w") as archive:
-        for name, column in raw.columns.items():
-            with raw.open(name) as file:
-                blocks = iter(partial(file.read, COPIED), b"")
-                _add_array(
-                    archive, name, Column((raw.num_rows, *column.shape), column.dtype), blocks
-                )
-        _add_array(archive, "terminals", Column(ends.shape, ends.dtype), [ends.tobytes()])
+    ends = np.zeros(int(raw.lengths.sum()), bool)
+    ends[np.cumsum(raw.lengths) - 1] = True
+    with files.replacing(out) as draft:
+        _write_arrays(draft, {**raw.arrays(), "terminals": ends})
 
 
-def _add_array(archive: zipfile.ZipFile, name: str, whole: Column, blocks: Iterable[bytes]) -> None:
-    """Writes an array of that whole shape, whose bytes come in blocks."""
-    header = {
-        "descr": np.lib.format.dtype_to_descr(whole.dtype), "fortran_order": False,
-        "shape": whole.shape,
-    }  # fmt: skip
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-        np.lib.format.write_array_header_1_0(cast("IO[bytes]", member), header)
-        for block in blocks:
-            member.write(block)
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """As numpy.savez, which takes no path without its ending, and no array of any name."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def write_hdf5(out: Path, raw: RawColumns) -> None:
@@ -223,22 +180,14 @@ def write_hdf5(out: Path, raw: RawColumns) -> None:
     import h5py
 
     with files.replacing(out) as draft, h5py.File(draft, "w") as target:
-        for name, column in raw.columns.items():
-            shape = (raw.num_rows, *column.shape)
-            array = target.create_dataset(name, shape, column.dtype, chunks=_chunks(shape, column))
-            is_arrival, row = name in (REWARDS, TERMINATED), 0
-            with raw.open(name) as file:
-                for count in raw.lengths.tolist():
-                    values = raw.rows(name, count, file)
-                    array[row : row + count] = np.roll(values, 1) if is_arrival else values
-                    row += count
+        for name, array in raw.arrays().items():
+            is_arrival = name in (REWARDS, TERMINATED)  # 0 in the last row of each episode
+            values = np.roll(array, 1) if is_arrival else array
+            # about 256 KiB: one picture a read would be slow, and all of them as well
+            rows = max(1, min(len(array), 2**18 // max(1, raw.columns[name].row_bytes)))
+            target.create_dataset(name, data=values, chunks=(rows, *array.shape[1:]))
         target[LENGTHS] = raw.lengths.astype(np.int32)
         target[OFFSETS] = (np.cumsum(raw.lengths) - raw.lengths).astype(np.int64)
-
-
-def _chunks(shape: tuple[int, ...], column: Column) -> tuple[int, ...]:
-    """About 256 KiB: one picture a read would be slow, and all of them as well."""
-    return (max(1, min(shape[0], 2**18 // max(1, column.row_bytes))), *column.shape)
 
 
 def write_folder(out: Path, raw: RawColumns) -> None:
@@ -247,16 +196,14 @@ def write_folder(out: Path, raw: RawColumns) -> None:
     files.remove_folder(draft)
     draft.mkdir()
     digits = len(str(len(raw.lengths) - 1))
-    inputs = {name: raw.open(name) for name in raw.columns}
+    arrays, stops = raw.arrays(), np.cumsum(raw.lengths)
     try:
-        for index, count in enumerate(raw.lengths.tolist()):
-            rows = {name: raw.rows(name, count, file) for name, file in inputs.items()}
-            with zipfile.ZipFile(draft / f"episode-{index:0{digits}d}.npz", "w") as archive:
-                for name, part in rows.items():
-                    part = part[:-1] if name in (ACTIONS, REWARDS, TERMINATED) else part
-                    _add_array(archive, name, Column(part.shape, part.dtype), [part.tobytes()])
+        for index, (stop, count) in enumerate(zip(stops, raw.lengths, strict=True)):
+            episode = {
+                name: array[stop - count : stop - (name in WITHOUT_LAST_ROW)]
+                for name, array in arrays.items()
+            }
+            _write_arrays(draft / f"episode-{index:0{digits}d}.npz", episode)
         draft.rename(out)
     finally:
-        for file in inputs.values():
-            file.close()
         files.remove_folder(draft)

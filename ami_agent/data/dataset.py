@@ -14,7 +14,7 @@ from gymnasium import spaces
 from ami_agent.adapters.env import EnvAdapter
 from ami_agent.adapters.observations import bounds_of
 from ami_agent.adapters.spaces import ObsField, check_numbers, read_obs
-from ami_agent.data.recording import WHOLE, Column, Episode, Recording
+from ami_agent.data.recording import WHOLE, Column, Episode, Recording, obs_role
 from modules.types import CONTINUE, ConfigError, Trajectory
 
 
@@ -60,7 +60,7 @@ def match_fields(recording: Recording, env: EnvAdapter) -> dict[str, ObsField]:
     for name, field in fields.items():
         part = part_name(field) if only is None else only
         if part not in recording.obs:
-            role = f"observations/{part}".rstrip("/")
+            role = obs_role(part)
             raise ConfigError(
                 f"{label} holds the observations {', '.join(filter(None, recording.obs)) or 'obs'}"
                 f", but the environment's are {env.vector_env.single_observation_space}: name the "

@@ -13,8 +13,6 @@ stable-worldmodel's HDF5. Where they end decides how the rows are read:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
-from typing import Protocol
 
 import numpy as np
 
@@ -24,7 +22,9 @@ from ami_agent.data.recording import (
     Episode,
     KeyChooser,
     Keys,
+    ReadRows,
     Recording,
+    Table,
     check_lengths,
     flags,
 )
@@ -35,38 +35,11 @@ ENDS = ("terminals", "dones")
 BOOKKEEPING = (*ENDS, "timeouts", "valids", OFFSETS, LENGTHS)
 
 
-class Table(Protocol):
-    """Arrays with one row for each step, in a file."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def columns(self) -> Mapping[str, Column]: ...
-    @property
-    def rows(self) -> Mapping[str, int]:
-        """The rows of each column."""
-        ...
-
-    def whole(self, name: str) -> np.ndarray:
-        """A column in memory."""
-        ...
-
-    def reader(self, first: int = 0) -> AbstractContextManager[RowReader]:
-        """Within the block, a reader of rows from row `first` on."""
-        ...
-
-
-class RowReader(Protocol):
-    def __call__(self, name: str, count: int) -> np.ndarray:
-        """The next `count` rows of a column, several joined by +."""
-        ...
-
-
 class FlatRecording(Recording):
     """Episodes one behind the other."""
 
     def __init__(self, table: Table, chosen: Mapping[str, str], kind: str) -> None:
-        self.label, self._table = table.label, table
+        self.label, self._table = str(table.path), table
         columns = {n: c for n, c in table.columns.items() if n not in (*BOOKKEEPING, NEXT_OBS)}
         keys = KeyChooser(self.label, chosen).keys(columns)
         self._num_rows = self._check_rows(keys)
@@ -74,20 +47,16 @@ class FlatRecording(Recording):
         self._set_columns(rows, keys)
         self._has_next = NEXT_OBS in table.columns and [*self.obs] == [WHOLE]
         if self._has_next:
-            self._check_next_obs()
+            self.extra = {}  # without a row for the last observation
+            if (next_obs := table.columns[NEXT_OBS]) != self.obs[WHOLE]:
+                raise ConfigError(
+                    f"{self.label}: {NEXT_OBS} is {next_obs}, and observations {self.obs[WHOLE]}"
+                )
         self._is_arrival = LENGTHS in table.columns  # of rewards: they came with their row
         self._terminals: np.ndarray | None = None  # D4RL's, of all rows
         self._rows = self._find_rows()
         self.lengths = check_lengths(self.label, self._rows - (not self._has_next))
         self.layout = kind
-
-    def _check_next_obs(self) -> None:
-        next_obs = self._table.columns[NEXT_OBS]
-        if next_obs != self.obs[WHOLE]:
-            raise ConfigError(
-                f"{self.label}: {NEXT_OBS} is {next_obs}, and observations {self.obs[WHOLE]}"
-            )
-        self.extra = {}  # without a row for the last observation
 
     def _check_rows(self, keys: Keys) -> int:
         """The rows of the file; ConfigError where its columns have different numbers of them."""
@@ -150,28 +119,25 @@ class FlatRecording(Recording):
 
     def episodes(self, first: int = 0, extra: bool = False) -> Iterator[Episode]:
         row = int(self._rows[:first].sum())
-        with self._table.reader(row) as read:
+        with self._table.reader() as read:
             for rows in self._rows[first:].tolist():
                 yield self._episode(read, row, rows, extra)
                 row += rows
 
-    def _episode(self, read: RowReader, row: int, rows: int, extra: bool) -> Episode:
+    def _episode(self, read: ReadRows, row: int, rows: int, extra: bool) -> Episode:
         """The episode in `rows` rows from `row` on."""
         keys, steps = self.keys, rows - (not self._has_next)
-        obs = {part: read(key, rows) for part, key in keys.obs.items()}
+        obs = {part: read(key, row, rows) for part, key in keys.obs.items()}
         if self._has_next:
-            obs = {WHOLE: np.concatenate([obs[WHOLE], read(NEXT_OBS, rows)[-1:]])}
-        actions = read(keys.actions, rows)[:steps]
+            obs = {WHOLE: np.concatenate([obs[WHOLE], read(NEXT_OBS, row, rows)[-1:]])}
+        actions = read(keys.actions, row, rows)[:steps]
         used = slice(self._is_arrival, self._is_arrival + steps)
-        rewards, terminated = np.zeros(steps), np.zeros(steps, bool)
-        if keys.rewards:
-            rewards = read(keys.rewards, rows)[used]
-        if keys.terminated:
-            label = f"{self.label}: {keys.terminated}"
-            terminated = flags(label, read(keys.terminated, rows)[used])
-        elif self._terminals is not None:
+        rewards, terminated = self._rewards_and_ends(
+            f"{self.label}: ", steps, lambda key: read(key, row, rows)[used]
+        )
+        if self._terminals is not None and not keys.terminated:
             terminated = self._terminals[row : row + steps]
-        more = {name: read(name, rows) for name in (self.extra if extra else ())}
+        more = {name: read(name, row, rows) for name in (self.extra if extra else ())}
         return Episode(obs, actions, rewards, terminated, more)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ami_agent.data.flat import FlatRecording, RowReader, kind_of
+from ami_agent.data.flat import FlatRecording, kind_of
 from ami_agent.data.recording import (
     ACTIONS,
     OBSERVATIONS,
@@ -21,11 +21,12 @@ from ami_agent.data.recording import (
     Episode,
     KeyChooser,
     Keys,
+    ReadRows,
     Recording,
+    Table,
     check_lengths,
     empty,
     flags,
-    join,
 )
 from ami_agent.storage import files
 from modules.types import ConfigError
@@ -98,53 +99,41 @@ def from_hdf5(path: Path, chosen: Mapping[str, str]) -> Recording:
             if array.shape and array.dtype.kind != "O"  # texts of any length
         }
         rows = {name: len(arrays[name]) for name in columns}
+    table = Hdf5Table(path, columns, rows)
     if any(DEMO.fullmatch(name) for name in columns):
-        return DemoRecording(path, chosen, columns, rows)
+        return DemoRecording(table, chosen)
     if not any("/" not in name for name in columns):
         groups = ", ".join(dict.fromkeys(name.partition("/")[0] for name in columns)) or "nothing"
         raise ConfigError(
             f"{path} has an unknown layout: it holds {groups[:200]}, and neither rows one behind "
             "the other nor data/demo_0"
         )
-    table = Hdf5Table(path, columns, rows)
     return FlatRecording(table, chosen, kind_of(columns, "HDF5"))
 
 
-class Hdf5Table:
+class Hdf5Table(Table):
     """Arrays of an HDF5 file with one row for each step."""
 
     def __init__(self, path: Path, columns: dict[str, Column], rows: dict[str, int]) -> None:
-        self.path, self.label, self.columns, self.rows = path, str(path), columns, rows
-
-    def whole(self, name: str) -> np.ndarray:
-        with self.reader() as read:
-            return read(name, self.rows[name])
+        self.path, self.columns, self.rows = path, columns, rows
 
     @contextmanager
-    def reader(self, first: int = 0) -> Iterator[RowReader]:
+    def _open(self) -> Iterator[ReadRows]:
         with open_hdf5(self.path) as file:
-            positions: dict[str, int] = {}
 
-            def read(name: str, count: int) -> np.ndarray:
-                return join([read_one(part, count) for part in name.split("+")])
-
-            def read_one(name: str, count: int) -> np.ndarray:
-                start = positions.get(name, first)
-                positions[name] = start + count
-                return _read(self.path, file[name], self.columns[name], start, count)
+            def read(name: str, first: int, count: int) -> np.ndarray:
+                column, label = self.columns[name], f"{self.path}: {name}"
+                with files.one_line_errors(self.path, CANT_READ):
+                    array = file[name]
+                    is_same = Column(array.shape[1:], array.dtype) == column
+                    if not is_same or first + count > len(array):
+                        raise ConfigError(f"{label} has changed")
+                    found = empty(count, column, label)
+                    if found.size:
+                        array.read_direct(found, np.s_[first : first + count])
+                    return found.astype(column.dtype.newbyteorder("="), copy=False)
 
             yield read
-
-
-def _read(path: Path, array: Any, column: Column, start: int, count: int) -> np.ndarray:
-    """Rows of an array; ConfigError where it has fewer, or was replaced by another."""
-    with files.one_line_errors(path, CANT_READ):
-        if Column(array.shape[1:], array.dtype) != column or start + count > len(array):
-            raise ConfigError(f"{path}: {array.name} has changed")
-        found = empty(count, column, f"{path}: {array.name}")
-        if found.size:
-            array.read_direct(found, np.s_[start : start + count])
-        return found.astype(column.dtype.newbyteorder("="), copy=False)
 
 
 class DemoRecording(Recording):
@@ -154,18 +143,12 @@ class DemoRecording(Recording):
 
     layout = "HDF5, a group for each episode as robomimic's"
 
-    def __init__(
-        self, path: Path, chosen: Mapping[str, str], columns: dict[str, Column],
-        rows: dict[str, int],
-    ) -> None:  # fmt: skip
-        self.path, self.label = path, str(path)
-        demos: dict[str, dict[str, int]] = {}  # the rows of each column
-        for name, count in rows.items():
-            if match := DEMO.fullmatch(name):
-                demos.setdefault(match[1], {})[match[2]] = count
+    def __init__(self, table: Hdf5Table, chosen: Mapping[str, str]) -> None:
+        self.label, self._table = str(table.path), table
+        demos = {match[1] for name in table.columns if (match := DEMO.fullmatch(name))}
         self._demos = sorted(demos, key=lambda demo: int(demo.rpartition("_")[2]))
         first = f"data/{self._demos[0]}/"
-        own = {n.removeprefix(first): c for n, c in columns.items() if n.startswith(first)}
+        own = {n.removeprefix(first): c for n, c in table.columns.items() if n.startswith(first)}
         obs = {n.removeprefix("obs/"): c for n, c in own.items() if n.startswith("obs/")}
         keys = self._choose(chosen, obs, own)
         flat = {**obs, **{n: c for n, c in own.items() if "/" not in n and n != "dones"}}
@@ -179,8 +162,7 @@ class DemoRecording(Recording):
             **{name: own[name] for key in keys[1:] if key for name in key.split("+")},
             **({"dones": own["dones"]} if "dones" in own else {}),
         }
-        lengths = [self._length(demo, demos[demo], columns) for demo in self._demos]
-        self.lengths = check_lengths(self.label, np.array(lengths))
+        self.lengths = check_lengths(self.label, np.array(list(map(self._length, self._demos))))
 
     def _choose(
         self, chosen: Mapping[str, str], obs: Mapping[str, Column], own: Mapping[str, Column]
@@ -194,43 +176,43 @@ class DemoRecording(Recording):
             return KeyChooser(self.label, chosen).keys(plain)._replace(obs=parts)
         return KeyChooser(self.label, chosen).keys({**obs, **others})
 
-    def _length(self, demo: str, rows: Mapping[str, int], columns: Mapping[str, Column]) -> int:
+    def _length(self, demo: str) -> int:
         """The steps of an episode; ConfigError where its columns are not those of the first."""
-        label, num_rows = f"{self.path}: data/{demo}", rows.get(self.keys.actions.split("+")[0], 0)
-        for name, column in self._columns.items():
-            found = columns.get(f"data/{demo}/{name}")
-            if found != column:
-                raise ConfigError(f"{label}/{name} is {found or 'missing'}; it must be {column}")
+        rows, columns = self._table.rows, self._table.columns
+        num_rows = rows.get(f"data/{demo}/{self.keys.actions.split('+')[0]}", 0)
+        for part, column in self._columns.items():
+            name = f"data/{demo}/{part}"
+            if columns.get(name) != column:
+                raise ConfigError(
+                    f"{self.label}: {name} is {columns.get(name, 'missing')}; it must be {column}"
+                )
             if rows[name] != num_rows:
-                raise ConfigError(f"{label}/{name} has {rows[name]} rows, and actions {num_rows}")
+                raise ConfigError(
+                    f"{self.label}: {name} has {rows[name]} rows, and actions {num_rows}"
+                )
         return num_rows - (not self._next)
 
     def episodes(self, first: int = 0, extra: bool = False) -> Iterator[Episode]:
-        with open_hdf5(self.path) as file:
+        with self._table.reader() as read:
             for demo, steps in zip(self._demos[first:], self.lengths[first:].tolist(), strict=True):
-                with files.one_line_errors(self.path, CANT_READ):
-                    episode = self._episode(file[f"data/{demo}"], steps)
-                yield episode
+                yield self._episode(read, f"data/{demo}/", steps)
 
-    def _episode(self, group: Any, steps: int) -> Episode:
-        def read(prefix: str, key: str, start: int, count: int) -> np.ndarray:
-            return join([
-                _read(self.path, group[prefix + name], self._columns[prefix + name], start, count)
-                for name in key.split("+")
-            ])  # fmt: skip
+    def _episode(self, read: ReadRows, group: str, steps: int) -> Episode:
+        def read_in_group(
+            key: str, prefix: str = "", first: int = 0, count: int = steps
+        ) -> np.ndarray:
+            names = [f"{group}{prefix}{name}" for name in key.split("+")]
+            return read("+".join(names), first, count)
 
-        keys, obs = self.keys, {}
-        for part, key in keys.obs.items():
-            obs[part] = read("obs/", key, 0, steps + (not self._next))
+        obs = {}
+        for part, key in self.keys.obs.items():
+            obs[part] = read_in_group(key, "obs/", count=steps + (not self._next))
             if self._next:
-                obs[part] = np.concatenate([obs[part], read("next_obs/", key, steps - 1, 1)])
-        rewards, terminated = np.zeros(steps), np.zeros(steps, bool)
-        if keys.rewards:
-            rewards = read("", keys.rewards, 0, steps)
-        if keys.terminated:
-            label = f"{group.name}/{keys.terminated}"
-            terminated = flags(label, read("", keys.terminated, 0, steps))
-        elif "dones" in self._columns:  # 1 at every success, in some files
-            label = f"{group.name}/dones"
-            terminated[-1] = flags(label, read("", "dones", 0, steps))[-1]
-        return Episode(obs, read("", keys.actions, 0, steps), rewards, terminated, {})
+                last = read_in_group(key, "next_obs/", steps - 1, 1)
+                obs[part] = np.concatenate([obs[part], last])
+        label = f"{self.label}: {group}"
+        rewards, terminated = self._rewards_and_ends(label, steps, read_in_group)
+        if "dones" in self._columns and not self.keys.terminated:
+            # in some files it is 1 at every success
+            terminated[-1] = flags(f"{label}dones", read_in_group("dones"))[-1]
+        return Episode(obs, read_in_group(self.keys.actions), rewards, terminated, {})

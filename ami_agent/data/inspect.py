@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,19 @@ MIN_SIDE = 8
 
 
 @dataclass
-class Range:
-    """The smallest and the largest number of a column, and the numbers that are not finite."""
+class ColumnFacts:
+    """A column of the file: what it is, its smallest and its largest number, and how many of its
+    numbers are not finite."""
 
+    role: str
+    column: Column
     low: float = np.inf
     high: float = -np.inf
     num_not_finite: int = 0
 
     def add(self, values: np.ndarray) -> None:
+        if values.dtype.kind not in NUMERIC_KINDS:
+            return
         if values.dtype.kind == "f":
             finite = values[np.isfinite(values)]
             self.num_not_finite += values.size - finite.size
@@ -36,8 +40,19 @@ class Range:
             self.low = min(self.low, float(values.min()))
             self.high = max(self.high, float(values.max()))
 
-    def __str__(self) -> str:
-        return f"{self.low:.4g} to {self.high:.4g}" if self.low <= self.high else "no number"
+    def cells(self) -> list[str]:
+        """What it is, its shape, dtype and range, as cells of a table."""
+        has_number = self.low <= self.high
+        numbers = f"{self.low:.4g} to {self.high:.4g}" if has_number else "no number"
+        return [self.role, str(self.column.shape), str(self.column.dtype), numbers]
+
+    def to_json(self) -> dict[str, Any]:
+        has_number = self.low <= self.high
+        return {
+            "role": self.role, "shape": list(self.column.shape), "dtype": str(self.column.dtype),
+            "min": self.low if has_number else None, "max": self.high if has_number else None,
+            "not_finite": self.num_not_finite,
+        }  # fmt: skip
 
 
 @dataclass
@@ -45,18 +60,11 @@ class Inspection:
     """What one pass over all episodes found."""
 
     recording: Recording
-    ranges: dict[str, Range] = field(default_factory=dict)  # by column
+    columns: dict[str, ColumnFacts]
     num_terminated: int = 0
     paths: list[np.ndarray] = field(default_factory=list)  # of a sample of episodes, each [N, 2]
     frames: list[np.ndarray] = field(default_factory=list)  # of one episode, each [H, W, C]
     validation: Path | None = None
-
-    def rows(self) -> list[list[str]]:
-        """One row for each column: its name in the file, what it is, shape, dtype and range."""
-        return [
-            [name, role, str(column.shape), str(column.dtype), str(self.ranges.get(name, ""))]
-            for name, (role, column) in columns_of(self.recording).items()
-        ]
 
     def facts(self) -> dict[str, str]:
         """What is known of the whole, by name."""
@@ -80,9 +88,9 @@ class Inspection:
     def warnings(self) -> list[str]:
         """What no agent can learn from, one line each."""
         return [
-            f"{name} holds {found.num_not_finite:,} numbers that are NaN or infinite"
-            for name, found in self.ranges.items()
-            if found.num_not_finite
+            f"{name} holds {column.num_not_finite:,} numbers that are NaN or infinite"
+            for name, column in self.columns.items()
+            if column.num_not_finite
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -96,49 +104,24 @@ class Inspection:
             },
             "terminated": self.num_terminated / len(lengths),
             "validation": str(self.validation) if self.validation else None,
-            "columns": {
-                name: {
-                    "role": role, "shape": list(column.shape), "dtype": str(column.dtype),
-                    **_range_json(self.ranges.get(name)),
-                }
-                for name, (role, column) in columns_of(self.recording).items()
-            },
+            "columns": {name: column.to_json() for name, column in self.columns.items()},
         }  # fmt: skip
-
-
-def _range_json(found: Range | None) -> dict[str, Any]:
-    if found is None or found.low > found.high:
-        return {"min": None, "max": None, "not_finite": found.num_not_finite if found else 0}
-    return {"min": found.low, "max": found.high, "not_finite": found.num_not_finite}
-
-
-def columns_of(recording: Recording) -> dict[str, tuple[str, Column]]:
-    """The columns by their name in the file, each with what it is."""
-    keys = recording.keys
-    found = {
-        key: (f"observations/{part}".rstrip("/"), recording.obs[part])
-        for part, key in keys.obs.items()
-    }
-    found[keys.actions] = ("actions", recording.actions)
-    number, flag = Column((), np.dtype(np.float64)), Column((), np.dtype(bool))
-    for role, key, column in (
-        ("rewards", keys.rewards, number), ("terminated", keys.terminated, flag),
-    ):  # fmt: skip
-        if key:
-            found[key] = (role, column)
-    return {**found, **{name: ("-", column) for name, column in recording.extra.items()}}
 
 
 def inspect(recording: Recording, logger: Logger) -> Inspection:
     """Reads every episode once. `logger` shows the progress."""
-    found = Inspection(recording, validation=validation_of(recording))
+    keys, columns = recording.keys.by_role(), recording.columns_by_role()
+    facts = {key: ColumnFacts(role, columns[role]) for role, key in keys.items()}
+    facts |= {name: ColumnFacts("-", column) for name, column in recording.extra.items()}
+    found = Inspection(recording, facts, validation=validation_of(recording))
     count = len(recording.lengths)
     sampled = {int(index) for index in np.linspace(0, count - 1, NUM_PATHS)}
     filmed = int(np.argmax(recording.lengths == np.median(recording.lengths)))
     with logger.progress("inspect", count) as progress:
         for index, episode in enumerate(recording.episodes(extra=True)):
-            for name, values in _values(recording, episode).items():
-                found.ranges.setdefault(name, Range()).add(values)
+            values = episode.by_role()
+            for name, column in facts.items():
+                column.add(values[column.role] if column.role in values else episode.extra[name])
             found.num_terminated += bool(episode.terminated[-1:].any())
             if index in sampled:
                 found.paths.extend(_path(episode))
@@ -146,19 +129,6 @@ def inspect(recording: Recording, logger: Logger) -> Inspection:
                 found.frames = _frames(episode)
             progress.advance()
     return found
-
-
-def _values(recording: Recording, episode: Episode) -> Mapping[str, np.ndarray]:
-    """The numbers of an episode by the name of their column."""
-    keys = recording.keys
-    named = {key: episode.obs[part] for part, key in keys.obs.items()}
-    named[keys.actions] = episode.actions
-    if keys.rewards:
-        named[keys.rewards] = episode.rewards
-    if keys.terminated:
-        named[keys.terminated] = episode.terminated
-    return {name: part for name, part in {**named, **episode.extra}.items()
-            if part.dtype.kind in NUMERIC_KINDS}  # fmt: skip
 
 
 def _path(episode: Episode) -> list[np.ndarray]:

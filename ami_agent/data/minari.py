@@ -17,7 +17,7 @@ from ami_agent.adapters.env import EnvAdapter
 from ami_agent.adapters.observations import leaves
 from ami_agent.data.dataset import EpisodeDataset, column_of, dataset_of
 from ami_agent.data.hdf5 import checked_arrays, open_hdf5
-from ami_agent.data.recording import Episode, Keys, Recording, check_lengths
+from ami_agent.data.recording import Episode, Keys, Recording, check_lengths, obs_role
 from ami_agent.storage import files
 from modules.types import ConfigError
 
@@ -34,19 +34,13 @@ class MinariRecording(Recording):
         self.dataset = _open(name)
         if not self.dataset.total_steps:
             raise ConfigError(f"dataset {name} is empty")
-        self._parts = {
-            "/".join(map(str, path)): path for path, _ in leaves(self.dataset.observation_space)
-        }
-        self.obs = {
-            "/".join(map(str, path)): column_of(leaf)
-            for path, leaf in leaves(self.dataset.observation_space)
-        }
+        space = self.dataset.observation_space
+        self._parts = {"/".join(map(str, path)): (path, leaf) for path, leaf in leaves(space)}
+        self.obs = {part: column_of(leaf) for part, (_, leaf) in self._parts.items()}
         self.actions = column_of(self.dataset.action_space)
         self.extra = {}
-        self.keys = Keys(
-            {p: f"observations/{p}".rstrip("/") for p in self.obs}, "actions", "rewards",
-            "terminations",
-        )  # fmt: skip
+        obs_keys = {part: obs_role(part) for part in self.obs}
+        self.keys = Keys(obs_keys, "actions", "rewards", "terminations")
         self.lengths = check_lengths(self.label, np.array(_read(name, self._lengths)))
 
     def _lengths(self) -> list[int]:
@@ -59,7 +53,7 @@ class MinariRecording(Recording):
             episode = _read(self._name, self.dataset.__getitem__, index)
             obs = {
                 part: np.asarray(reduce(getitem, path, episode.observations))
-                for part, path in self._parts.items()
+                for part, (path, _) in self._parts.items()
             }
             yield Episode(
                 obs, np.asarray(episode.actions), np.asarray(episode.rewards),

@@ -6,24 +6,22 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
-from ami_agent.data.flat import RowReader
 from ami_agent.data.recording import (
     Column,
     Episode,
     KeyChooser,
-    Keys,
+    ReadRows,
     Recording,
+    Table,
     check_lengths,
     empty,
-    flags,
-    join,
 )
 from ami_agent.storage import files
 from modules.types import ConfigError
@@ -34,15 +32,15 @@ saves no more."""
 NOT_WHOLE = "is not a whole .npz file"
 
 
-class NpzTable:
+class NpzTable(Table):
     """The arrays of one `.npz` file."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.label = path, str(path)
+        self.path = path
         columns: dict[str, Column] = {}
         rows: dict[str, int] = {}
         self._starts: dict[str, int] = {}  # bytes of the header before the rows
-        with self._open() as archive:
+        with self._open_archive() as archive:
             members = archive.infolist()
             if len(members) > MAX_ARRAYS:
                 raise ConfigError(f"{path} holds more than {MAX_ARRAYS} arrays")
@@ -51,12 +49,15 @@ class NpzTable:
                 if shape:
                     columns[name], rows[name] = Column(shape[1:], dtype), shape[0]
                     self._starts[name] = start
-        self.columns: Mapping[str, Column] = columns
-        self.rows: Mapping[str, int] = rows
+        self.columns, self.rows = columns, rows
 
-    def _open(self) -> closing[zipfile.ZipFile]:
-        with files.one_line_errors(self.path, NOT_WHOLE):
-            return closing(_Archive(files.open_regular(self.path)))
+    @contextmanager
+    def _open_archive(self) -> Iterator[zipfile.ZipFile]:
+        with files.open_regular(self.path) as file:
+            with files.one_line_errors(self.path, NOT_WHOLE):
+                archive = zipfile.ZipFile(file)
+            with archive:
+                yield archive
 
     def _header(
         self, archive: zipfile.ZipFile, member: zipfile.ZipInfo
@@ -92,59 +93,27 @@ class NpzTable:
             )
         return name, shape, dtype, start
 
-    def whole(self, name: str) -> np.ndarray:
-        with self.reader() as read:
-            return read(name, self.rows[name])
-
     @contextmanager
-    def reader(self, first: int = 0) -> Iterator[RowReader]:
+    def _open(self) -> Iterator[ReadRows]:
         with ExitStack() as stack:
-            archive = stack.enter_context(self._open())
-            streams: dict[str, BinaryIO] = {}
+            archive = stack.enter_context(self._open_archive())
+            streams: dict[str, IO[bytes]] = {}
 
-            def read(name: str, count: int) -> np.ndarray:
-                return join([read_one(part, count) for part in name.split("+")])
-
-            def read_one(name: str, count: int) -> np.ndarray:
+            def read(name: str, first: int, count: int) -> np.ndarray:
                 column = self.columns[name]
                 with files.one_line_errors(self.path, NOT_WHOLE):
                     if name not in streams:
-                        opened = archive.open(f"{name}.npy")
-                        streams[name] = stack.enter_context(opened)  # type: ignore[assignment]
-                        opened.seek(self._starts[name] + first * column.row_bytes)
+                        streams[name] = stack.enter_context(archive.open(f"{name}.npy"))
+                    streams[name].seek(self._starts[name] + first * column.row_bytes)
                     found = empty(count, column, f"{self.path}: {name}")
-                    _fill(streams[name], found)
+                    if found.nbytes:
+                        view = memoryview(found.data).cast("B")
+                        missing = len(view) - streams[name].readinto(view)  # type: ignore[attr-defined]
+                        if missing:
+                            raise EOFError(f"{missing} bytes are missing")
                     return found.astype(column.dtype.newbyteorder("="), copy=False)
 
             yield read
-
-
-class _Archive(zipfile.ZipFile):
-    """A zip file that closes its own file with it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._own = file
-        try:
-            super().__init__(file)
-        except BaseException:
-            file.close()
-            raise
-
-    def close(self) -> None:
-        super().close()
-        self._own.close()
-
-
-def _fill(file: BinaryIO, array: np.ndarray) -> None:
-    """Reads as many bytes as the array has; EOFError where there are fewer."""
-    if not array.nbytes:
-        return
-    view, filled = memoryview(array.data).cast("B"), 0
-    while filled < len(view):
-        count = file.readinto(view[filled:])  # type: ignore[attr-defined]
-        if not count:
-            raise EOFError(f"{len(view) - filled} bytes are missing")
-        filled += count
 
 
 class NpzFolder(Recording):
@@ -160,16 +129,12 @@ class NpzFolder(Recording):
             raise ConfigError(f"{folder} holds no .npz file")
         first = NpzTable(self.paths[0])
         self._columns = first.columns
-        keys = KeyChooser(first.label, chosen).keys(first.columns)
-        num_obs = self._num_obs(first, keys)
+        keys = KeyChooser(str(first.path), chosen).keys(first.columns)
+        num_obs = first.rows[keys.names[0]]
         rows = {n: c for n, c in first.columns.items() if first.rows[n] == num_obs}
         self._set_columns({**rows, **{n: first.columns[n] for n in keys.names}}, keys)
         lengths = [self._length(NpzTable(path)) for path in self.paths]
         self.lengths = check_lengths(self.label, np.array(lengths))
-
-    @staticmethod
-    def _num_obs(table: NpzTable, keys: Keys) -> int:
-        return table.rows[keys.names[0]]
 
     def _length(self, table: NpzTable) -> int:
         """The steps of an episode; ConfigError where its columns are not those of the first file,
@@ -177,40 +142,39 @@ class NpzFolder(Recording):
         for name, column in self._columns.items():
             if table.columns.get(name) != column:
                 raise ConfigError(
-                    f"{table.label}: {name} is {table.columns.get(name, 'missing')}, and in "
+                    f"{table.path}: {name} is {table.columns.get(name, 'missing')}, and in "
                     f"{self.paths[0].name} {column}"
                 )
-        num_obs = self._num_obs(table, self.keys)
+        num_obs = table.rows[self.keys.names[0]]
         num_actions = table.rows[self.keys.actions.split("+")[0]]
         for key in self.keys.all:
             expected = num_obs if key in self.keys.obs.values() else num_actions
             for name in key.split("+"):
                 if table.rows[name] != expected:
                     raise ConfigError(
-                        f"{table.label}: {name} has {table.rows[name]} rows, and must have "
+                        f"{table.path}: {name} has {table.rows[name]} rows, and must have "
                         f"{expected}"
                     )
         if num_actions not in (num_obs, num_obs - 1):
             raise ConfigError(
-                f"{table.label} has {num_obs} observations and {num_actions} actions; there must "
+                f"{table.path} has {num_obs} observations and {num_actions} actions; there must "
                 "be one action less, or as many, of which the last is not used"
             )
         return num_obs - 1
 
     def episodes(self, first: int = 0, extra: bool = False) -> Iterator[Episode]:
-        keys = self.keys
         for path, steps in zip(self.paths[first:], self.lengths[first:].tolist(), strict=True):
             table = NpzTable(path)
             if self._length(table) != steps:
                 raise ConfigError(f"{path} has changed")
             with table.reader() as read:
-                obs = {part: read(key, steps + 1) for part, key in keys.obs.items()}
-                rewards = read(keys.rewards, steps) if keys.rewards else np.zeros(steps)
-                terminated = np.zeros(steps, bool)
-                if keys.terminated:
-                    terminated = flags(f"{path}: {keys.terminated}", read(keys.terminated, steps))
-                more = {name: read(name, steps + 1) for name in (self.extra if extra else ())}
-                yield Episode(obs, read(keys.actions, steps), rewards, terminated, more)
+                yield self._episode(read, f"{path}: ", steps, extra)
+
+    def _episode(self, read: ReadRows, label: str, steps: int, extra: bool) -> Episode:
+        obs = {part: read(key, 0, steps + 1) for part, key in self.keys.obs.items()}
+        rewards, terminated = self._rewards_and_ends(label, steps, lambda key: read(key, 0, steps))
+        more = {name: read(name, 0, steps + 1) for name in (self.extra if extra else ())}
+        return Episode(obs, read(self.keys.actions, 0, steps), rewards, terminated, more)
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:

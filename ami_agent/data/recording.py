@@ -3,10 +3,11 @@ time. Every layout has a reader that is a `Recording`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from math import prod
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -46,6 +47,15 @@ class Column(NamedTuple):
         return f"{self.dtype} {self.shape}"
 
 
+NUMBER, FLAG = Column((), np.dtype(np.float64)), Column((), np.dtype(bool))
+"""The columns of rewards and terminations."""
+
+
+def obs_role(part: str) -> str:
+    """The role of a part of an observation: `observations/PART`, or `observations` of the whole."""
+    return f"{OBSERVATIONS}/{part}".rstrip("/")
+
+
 class Episode(NamedTuple):
     """One episode of T steps, in the environment's units."""
 
@@ -54,6 +64,45 @@ class Episode(NamedTuple):
     rewards: np.ndarray  # [T]; zeros where none were recorded
     terminated: np.ndarray  # [T] bool: the environment's own end, not a time limit
     extra: Mapping[str, np.ndarray]  # further columns, each [T + 1, ...]; empty unless requested
+
+    def by_role(self) -> dict[str, np.ndarray]:
+        obs = {obs_role(part): values for part, values in self.obs.items()}
+        steps = {ACTIONS: self.actions, REWARDS: self.rewards, TERMINATED: self.terminated}
+        return {**obs, **steps}
+
+
+ReadRows: TypeAlias = Callable[[str, int, int], np.ndarray]
+"""The name of a column, or of vectors joined by +, the first row and the number of rows -> these
+rows."""
+
+
+class Table:
+    """Arrays with one row for each step, in a file."""
+
+    path: Path
+    columns: Mapping[str, Column]
+    rows: Mapping[str, int]
+    """The rows of each column."""
+
+    def _open(self) -> AbstractContextManager[ReadRows]:
+        """As `reader`, for names of single columns."""
+        raise NotImplementedError
+
+    @contextmanager
+    def reader(self) -> Iterator[ReadRows]:
+        """Opens the file; reading forward in a column is fast, backward may not be."""
+        with self._open() as read:
+
+            def read_joined(name: str, first: int, count: int) -> np.ndarray:
+                parts = [read(part, first, count) for part in name.split("+")]
+                return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
+
+            yield read_joined
+
+    def whole(self, name: str) -> np.ndarray:
+        """A column in memory."""
+        with self.reader() as read:
+            return read(name, 0, self.rows[name])
 
 
 class Recording:
@@ -82,6 +131,12 @@ class Recording:
     def num_steps(self) -> int:
         return int(self.lengths.sum())
 
+    def columns_by_role(self) -> dict[str, Column]:
+        """The columns of these roles that the file has."""
+        obs = {obs_role(part): column for part, column in self.obs.items()}
+        columns = {**obs, ACTIONS: self.actions, REWARDS: NUMBER, TERMINATED: FLAG}
+        return {role: columns[role] for role in self.keys.by_role()}
+
     def _set_columns(self, columns: Mapping[str, Column], keys: Keys) -> None:
         """Sets what describes the columns; further ones are those of `columns` with numbers."""
         self.keys = keys
@@ -96,6 +151,17 @@ class Recording:
             if name not in used and column.dtype.kind in NUMERIC_KINDS
         }
 
+    def _rewards_and_ends(
+        self, label: str, steps: int, read: Callable[[str], np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The rewards of an episode, zeros where none were recorded, and its terminations. `read`
+        reads the rows of a column that belong to its steps; `label` names its place."""
+        keys = self.keys
+        rewards = read(keys.rewards) if keys.rewards else np.zeros(steps)
+        if not keys.terminated:
+            return rewards, np.zeros(steps, bool)
+        return rewards, flags(f"{label}{keys.terminated}", read(keys.terminated))
+
 
 class Keys(NamedTuple):
     """Which columns of a file hold what; several joined by + are one vector."""
@@ -105,9 +171,15 @@ class Keys(NamedTuple):
     rewards: str  # empty where there are none, as the next
     terminated: str
 
+    def by_role(self) -> dict[str, str]:
+        """The columns that there are."""
+        obs = {obs_role(part): key for part, key in self.obs.items()}
+        others = zip((ACTIONS, REWARDS, TERMINATED), self[1:], strict=True)
+        return {role: key for role, key in (*obs.items(), *others) if key}
+
     @property
     def all(self) -> list[str]:
-        return [key for key in (*self.obs.values(), *self[1:]) if key]
+        return list(self.by_role().values())
 
     @property
     def names(self) -> list[str]:
@@ -197,11 +269,6 @@ def joined(label: str, name: str, columns: Mapping[str, Column]) -> Column:
         raise ConfigError(f"{label}: only vectors can be joined, and {name} are not all vectors")
     dtype = np.result_type(*(part.dtype for part in parts))
     return Column((sum(part.shape[0] for part in parts),), dtype)
-
-
-def join(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Vectors `[T, N]` one behind the other, or the single array."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
 
 
 def empty(rows: int, column: Column, label: str) -> np.ndarray:
