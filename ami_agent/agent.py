@@ -6,6 +6,7 @@ can have any number of them."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from math import isfinite, prod
 from typing import Any, NamedTuple
@@ -40,7 +41,6 @@ from modules.types import (
     PlannerProtocol,
     TaskContext,
     Transition,
-    as_dict,
 )
 from modules.world_model.jepa import WorldModel
 
@@ -136,43 +136,34 @@ class Agent(nn.Module):
         """The device of the weights."""
         return next(self.parameters()).device
 
-    def check_obs(self, label: str, obs: Observation) -> None:
-        """Raises ConfigError unless it is a batch of observations of this agent's spec. `label`
-        names it in the message."""
-        modalities, given = self.spec.modalities, as_dict(obs)
-        is_valid = given.keys() == modalities.keys() and all(
+    def to_tensors(self, label: str, obs: Observation) -> Observation:
+        """Arrays or tensors -> tensors on the agent's device; ConfigError unless they are a batch
+        of observations of this agent's spec. `label` names them in the message."""
+
+        def read(part: Any) -> Any:
+            with suppress(TypeError, ValueError):  # strings, objects, another byte order
+                if isinstance(part, (np.ndarray, Tensor)):
+                    return torch.as_tensor(part).to(self.device).detach()
+            return part
+
+        modalities, parts = self.spec.modalities, obs if isinstance(obs, Mapping) else {"obs": obs}
+        tensors = {name: read(part) for name, part in parts.items()}
+        is_valid = tensors.keys() == modalities.keys() and all(
             isinstance(part, Tensor)
             and part.shape[1:] == modalities[name].shape
             and can_store(modalities[name].dtype, part.dtype)
-            for name, part in given.items()
+            for name, part in tensors.items()
         )
         if not is_valid:
+            given = [
+                ("" if name == "obs" else f"{name} ") + _describe(part)
+                for name, part in tensors.items()
+            ]
             raise ConfigError(
-                f"the {label} is {_describe_parts(given)}; it must be a batch of "
+                f"the {label} is {', '.join(given)}; it must be a batch of "
                 f"{self.spec.describe_obs()}"
             )
-
-    def to_tensors(self, label: str, obs: Observation) -> Observation:
-        """Arrays or tensors -> tensors on the agent's device; ConfigError as in `check_obs`."""
-        if not isinstance(obs, (Tensor, np.ndarray, Mapping)):
-            raise ConfigError(
-                f"the {label} is a {type(obs).__name__}; it must be a batch of "
-                f"{self.spec.describe_obs()}"
-            )
-
-        def read(part: Any) -> Any:
-            if not isinstance(part, (np.ndarray, Tensor)):
-                return part
-            try:
-                tensor = torch.as_tensor(part).to(self.device)
-                return tensor.detach() if tensor.requires_grad else tensor
-            except (TypeError, ValueError):  # strings, objects, another byte order
-                return part
-
-        parts = {n: read(part) for n, part in obs.items()} if isinstance(obs, Mapping) else None
-        converted: Observation = read(obs) if parts is None else parts
-        self.check_obs(label, converted)
-        return converted
+        return tensors.get("obs", tensors)
 
     def encode(self, obs: Observation, modality_weights: ModalityWeights | None = None) -> Tensor:
         """Observations `[B, *O]` -> states `[B, D]`, as at the beginning of an episode."""
@@ -260,10 +251,10 @@ class Controller:
         memory of those is emptied, and all plans are made anew."""
         mask = None if done is None else self._mask(done)
         if mask is None or mask.any():
-            context, memory, num_resets = (
-                self.episode.context, self.episode.memory, self.episode.num_resets
-            )  # fmt: skip
-            self.episode = self._planners_reset(context, memory.reset(mask), num_resets + 1)
+            before = self.episode
+            self.episode = self._planners_reset(
+                before.context, before.memory.reset(mask), before.num_resets + 1
+            )
 
     def act(self, obs: Any) -> Plan:
         """The next observations of the episode, as `env.reset` or `env.step` returned them -> the
@@ -398,8 +389,7 @@ class Controller:
         )
 
 
-def _describe_parts(parts: Mapping[str, object]) -> str:
-    def kind(part: object) -> str:
-        return f"{tuple(part.shape)} {part.dtype}" if isinstance(part, Tensor) else str(type(part))
-
-    return ", ".join(kind(p) if name == "obs" else f"{name} {kind(p)}" for name, p in parts.items())
+def _describe(part: object) -> str:
+    if isinstance(part, Tensor):
+        return f"{tuple(part.shape)} {part.dtype}"
+    return f"a {type(part).__name__}"

@@ -14,12 +14,15 @@ import docstring_parser
 import torch
 import tyro
 
+from ami_agent import config_io
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.imports import absolute_import
 from ami_agent.arguments import check_device
 from ami_agent.config import Config
+from ami_agent.config_io import Settings
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
 from ami_agent.resources import num_cores
+from ami_agent.storage.run_dir import write_json
 from ami_agent.training import LoadDataset
 from modules.types import EPISODES, SEEDS, BadSetting, ConfigError, shorten, validate_ranges
 
@@ -38,14 +41,20 @@ class EnvFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommandFlags:
+class JsonFlags:
+    """What every command takes."""
+
+    json: str = ""
+    """A file for the results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandFlags(JsonFlags):
     """What every command that computes takes."""
 
     threads: int | None = None
     """Processor threads of PyTorch; if not given, OMP_NUM_THREADS or else one. Results depend on
     their number in the last digits; --resume keeps that of the run."""
-    json: str = ""
-    """A file for the results."""
 
     def __post_init__(self) -> None:
         count, cores = self.threads, num_cores()
@@ -55,7 +64,17 @@ class CommandFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainFlags(CommandFlags):
+class RecipeFlags(CommandFlags):
+    """The settings of a recipe, and the user's own code that they need."""
+
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Files (x.py) and modules that define components, which flags then name: `--planner
+    my_planner.MyPlannerConfig`."""
+    config: Annotated[Config, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags(RecipeFlags):
     """Trains a recipe, checkpoints it, and evaluates it at the end."""
 
     out: str = ""
@@ -73,10 +92,6 @@ class TrainFlags(CommandFlags):
     online stage (the mode that acts there). Evaluations take time."""
     keep_replay_buffer: bool = False
     """Keep the replay buffer in the run folder, for other runs to learn from (`--data.run DIR`)."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
-    """Files (x.py) and modules that define components, which flags then name: `--planner
-    my_planner.MyPlannerConfig`."""
-    config: Annotated[Config, tyro.conf.arg(name="")]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,19 +190,13 @@ class ShowFlags(EpisodeFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListFlags:
+class ListFlags(JsonFlags):
     """Lists recipes, environments, components and the classes for each."""
-
-    json: str = ""
-    """A file for the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchFlags:
+class BenchFlags(JsonFlags):
     """Lists the benchmarks; `ami bench NAME --help` describes one."""
-
-    json: str = ""
-    """A file for the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,17 +219,13 @@ class StudyFlags(CommandFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblateFlags(StudyFlags):
+class AblateFlags(StudyFlags, RecipeFlags):
     """Trains and evaluates a recipe and its variants."""
 
     without: tuple[str, ...] = ()
     """Parts to remove, one variant each."""
     swap: tuple[str, ...] = ()
     """Components to replace, as component=class, one variant each."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
-    """Files (x.py) and modules that define components, which flags then name: `--planner
-    my_planner.MyPlannerConfig`."""
-    config: Annotated[Config, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +241,22 @@ class ProbeFlags(RunFolderFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         validate_ranges(self, seed=SEEDS)
+
+
+def parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
+    """The flags of a command, whose threads are set; ConfigError, too, for results that can't be
+    written."""
+    flags = config_io.parse(default, argv, program)
+    check_file_path("--json", vars(flags)["json"])
+    if threads := vars(flags).get("threads"):
+        torch.set_num_threads(threads)
+    return flags
+
+
+def write_results(path: str, results: Mapping[str, Any]) -> None:
+    """Writes the file of `--json`, if there is one."""
+    if path:
+        write_json(Path(path), results, follow_links=True)
 
 
 def device(name: Device) -> str:

@@ -9,28 +9,18 @@ from typing import Any, NamedTuple, TypeAlias
 
 from rich.console import Console
 
-from ami_agent.cli.args import check_file_path
-from ami_agent.config_io import parse
+from ami_agent.cli.args import JsonFlags, parse, write_results
 from ami_agent.data.convert import convert
 from ami_agent.data.inspect import inspect, validation_of
 from ami_agent.data.reader import open_recording
 from ami_agent.logger import ConsoleLogger, print_line, print_table
-from ami_agent.storage.run_dir import write_json
 from modules.types import SEEDS, STEPS, ConfigError, validate_ranges
 
 Results: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFlags:
-    """What every command takes."""
-
-    json: str = ""
-    """A file for the results."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InspectFlags(DataFlags):
+class InspectFlags(JsonFlags):
     """Shows what recorded episodes hold: how many and how long, columns with shapes and ranges, how
     many terminate."""
 
@@ -41,7 +31,7 @@ class InspectFlags(DataFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertFlags(DataFlags):
+class ConvertFlags(JsonFlags):
     """Converts recorded episodes; the ending of the result decides its layout."""
 
     keys: dict[str, str] = field(default_factory=dict)
@@ -49,7 +39,7 @@ class ConvertFlags(DataFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakeFlags(DataFlags):
+class MakeFlags(JsonFlags):
     """Makes a data set of OGBench again by the package's own rule."""
 
     out: str = ""
@@ -125,7 +115,4 @@ def data_command(name: str, argv: Sequence[str], console: Console) -> None:
     if len(names) < num_names or any(each.startswith("-") for each in names):
         raise ConfigError(f"it must be {usages[name]} [--flag ...]")
     flags = parse(command.flags, argv[num_names:], usages[name])
-    check_file_path("--json", flags.json)
-    results = command.run(names, flags, console)
-    if flags.json:
-        write_json(Path(flags.json), results)
+    write_results(flags.json, command.run(names, flags, console))

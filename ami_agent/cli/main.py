@@ -26,7 +26,6 @@ from ami_agent.bench import BENCHMARKS
 from ami_agent.cli import args
 from ami_agent.cli.data import data_command
 from ami_agent.config import Config
-from ami_agent.config_io import Settings
 from ami_agent.custom import allow_components, needs_files
 from ami_agent.evaluation.evaluate import evaluate_modes, table_rows
 from ami_agent.interrupt import Interrupted, handled, terminate
@@ -45,28 +44,13 @@ from modules.types import ConfigError, DivergenceError
 RunFlags = TypeVar("RunFlags", args.EvalFlags, args.ShowFlags, args.ProbeFlags)
 
 
-def _parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
-    """The flags of a command, whose threads are set; ConfigError, too, for results that can't be
-    written."""
-    flags = config_io.parse(default, argv, program)
-    args.check_file_path("--json", vars(flags)["json"])
-    if threads := vars(flags).get("threads"):
-        torch.set_num_threads(threads)
-    return flags
-
-
 def _load(
     name: str, default: RunFlags, argv: Sequence[str], program: str
 ) -> tuple[RunFlags, Config, Agent]:
     """The flags, and the run in the folder `name`."""
-    flags = _parse(default, args.resolve_aliases(argv), program)
+    flags = args.parse(default, args.resolve_aliases(argv), program)
     config = run_dir.config_of(Path(name), flags.imports, flags.trust)
     return flags, config, run_dir.load(name, args.device(flags.device), config)
-
-
-def _write(path: str, results: Mapping[str, Any]) -> None:
-    if path:
-        run_dir.write_json(Path(path), results, follow_links=True)
 
 
 def _run_all(*steps: Callable[[], None]) -> None:
@@ -115,7 +99,7 @@ def _split_imports(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     config, argv = _recipe(name, argv, f"ami train {name}")
-    flags = _parse(args.TrainFlags(config=config), argv, f"ami train {name}")
+    flags = args.parse(args.TrainFlags(config=config), argv, f"ami train {name}")
     out = Path(flags.out or Path("runs") / config.recipe / str(flags.seed))
     check(flags.config, out, flags.seed, flags.resume)
     device = distributed.own_device(args.device(flags.device))
@@ -154,7 +138,7 @@ def _train(
     print_table(console, f"{name}, seed {flags.seed}", *table_rows(results))
     _run_all(
         lambda: run_dir.write_json(out / "eval.json", results),
-        lambda: _write(flags.json, results),
+        lambda: args.write_results(flags.json, results),
         lambda: log_episode(agent, flags.config.eval_env, logger),  # last: it calls strangers' code
     )
 
@@ -181,7 +165,7 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
             f"no plan kept the task's limits in {100 * results['violated']:.1f} % of the moments: "
             "there the least violation was chosen",
         )
-    _write(flags.json, results)
+    args.write_results(flags.json, results)
 
 
 def _describe_evaluation(modes: str, episodes: int) -> str:
@@ -212,7 +196,9 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
             agent, env_config, console, selection, port=flags.port,
             wait=partial(wait_for_interrupt, console),
         )  # fmt: skip
-        _write(flags.json, {**options, "summaries": [episode.summary for episode in recorded]})
+        args.write_results(
+            flags.json, {**options, "summaries": [episode.summary for episode in recorded]}
+        )
         return
     print_line(console, f"The agent acts in {flags.episodes} episodes, and the viewer draws them.")
     folder = Path(name) / "show"
@@ -223,16 +209,16 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
         logger=ConsoleLogger(console), mp4=flags.mp4,
     )  # fmt: skip
     print_line(console, f"open {page}")
-    _write(flags.json, {"page": str(page), **options})
+    args.write_results(flags.json, {"page": str(page), **options})
 
 
 def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     if ".py:" in name:
-        flags = _parse(args.StudyFlags(), argv, f"ami ablate {name}")
+        flags = args.parse(args.StudyFlags(), argv, f"ami ablate {name}")
         configs = ablation.load_configs(name)
     else:
         config, argv = _recipe(name, argv, f"ami ablate {name}")
-        flags = parts = _parse(args.AblateFlags(config=config), argv, f"ami ablate {name}")
+        flags = parts = args.parse(args.AblateFlags(config=config), argv, f"ami ablate {name}")
         configs = ablation.variants(parts.config, parts.without, parts.swap)
     if (flags.workers > 1 or flags.ray) and any(map(needs_files, configs.values())):
         raise ConfigError("components from a file of your own need --workers 1 and no --ray")
@@ -252,7 +238,7 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.ablation import page  # drawing is slow to import
 
     _run_all(
-        lambda: _write(flags.json, result.to_dict()),
+        lambda: args.write_results(flags.json, result.to_dict()),
         lambda: print_line(console, f"open {page.write(out / 'index.html', result)}"),
     )
     result.check(out)
@@ -283,7 +269,7 @@ def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
     console.print(*scorecard.tables())
     print_line(console, describe_collapse(metrics))
     _run_all(
-        lambda: _write(flags.json, {**metrics, "scorecard": scorecard.figures()}),
+        lambda: args.write_results(flags.json, {**metrics, "scorecard": scorecard.figures()}),
         lambda: print_line(
             console, f"open {draw_scorecard(Path(name) / 'probe.png', scorecard, name)}"
         ),
@@ -292,21 +278,21 @@ def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 def bench_command(name: str, argv: Sequence[str], console: Console) -> None:
     if not name:
-        flags = _parse(args.BenchFlags(), argv, "ami bench [NAME]")
+        flags = args.parse(args.BenchFlags(), argv, "ami bench [NAME]")
         descriptions = {
             name: args.first_paragraph(benchmark.__doc__) for name, benchmark in BENCHMARKS.items()
         }
         print_table(console, "ami bench NAME", ["name", "what"], list(descriptions.items()))
-        _write(flags.json, descriptions)
+        args.write_results(flags.json, descriptions)
         return
     if name not in BENCHMARKS:
         raise ConfigError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
-    benchmark = _parse(BENCHMARKS[name], argv, f"ami bench {name}")
-    _write(benchmark.json, benchmark.measure(console))
+    benchmark = args.parse(BENCHMARKS[name], argv, f"ami bench {name}")
+    args.write_results(benchmark.json, benchmark.measure(console))
 
 
 def list_command(name: str, argv: Sequence[str], console: Console) -> None:
-    flags = _parse(args.ListFlags(), argv, "ami list")
+    flags = args.parse(args.ListFlags(), argv, "ami list")
     recipes = {name: [args.first_paragraph(make.__doc__)] for name, make in RECIPES.items()}
     envs = [name for name in sorted(gymnasium.registry) if name.startswith("ami/")]
     components = {
@@ -319,7 +305,7 @@ def list_command(name: str, argv: Sequence[str], console: Console) -> None:
     }
     for title, (columns, rows) in tables.items():
         print_table(console, title, columns, [[name, *cells] for name, cells in rows.items()])
-    _write(flags.json, {title: rows for title, (_, rows) in tables.items()})
+    args.write_results(flags.json, {title: rows for title, (_, rows) in tables.items()})
 
 
 Command = Callable[[str, Sequence[str], Console], None]
