@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -19,14 +19,6 @@ def check_count(name: str, value: Any, minimum: int, maximum: int = MAX_INT) -> 
         raise ConfigError(f"{name} is {value!r}; it must be a whole number")
     if not minimum <= int(value) <= maximum:
         raise ConfigError(f"{name} is {value}; it must be from {minimum} to {maximum}")
-
-
-def check_number(name: str, value: Any, minimum: float, maximum: float) -> None:
-    """Raises ConfigError unless the value is a number within these bounds."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ConfigError(f"{name} is {value!r}; it must be a number")
-    if not minimum <= float(value) <= maximum:
-        raise ConfigError(f"{name} is {value}; it must be from {minimum:g} to {maximum:g}")
 
 
 def check_is(name: str, value: Any, *types: type) -> None:

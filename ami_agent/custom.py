@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ami_agent.adapters.fault_tolerance import describe_error
+from ami_agent.adapters.fault_tolerance import as_config_errors
 from ami_agent.adapters.imports import import_path
 from modules.types import ActorProtocol, ConfigError, TaskContext
 
@@ -121,12 +121,8 @@ def build_component(
         for part, value in custom.items()
         if hasattr(value, "build")
     )
-    try:
+    with as_config_errors(f"{names}: {method} failed"):
         built = getattr(settings, method)(*args)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{names}: {method} failed: {describe_error(error)}") from error
     if not isinstance(built, kind):
         raise ConfigError(
             f"{names}: {method} made a {type(built).__name__}; it must be an ami.{kind.__name__}"
@@ -165,12 +161,8 @@ def _tried(
     path of the components that it runs."""
     named = [f"{path} {kind}" for path, kind in custom.items() if path.startswith(prefix)]
     label = ", ".join(named) or prefix
-    try:
+    with as_config_errors(f"{label}: {what} failed"):
         found = run()
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{label}: {what} failed: {describe_error(error)}") from error
     if not isinstance(found, Tensor) or tuple(found.shape) != shape:
         given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ConfigError(f"{label}: {what} gave {given}; it must be a tensor of shape {shape}")

@@ -19,7 +19,7 @@ from ami_agent import config_io
 from ami_agent.adapters.env import check_same_spaces
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.agent import Agent
-from ami_agent.arguments import check_count, check_device, check_is, check_number, check_path
+from ami_agent.arguments import check_count, check_device, check_is, check_path
 from ami_agent.config import STAGES, Config, buffer_steps, build
 from ami_agent.evaluation.evaluate import evaluation_metrics
 from ami_agent.interrupt import Interrupted, deferred, keyboard_interrupts
@@ -38,7 +38,7 @@ from ami_agent.training.critics import longest_episode
 from ami_agent.training.optim import tune_malloc
 from ami_agent.validate import check_config
 from modules.memory.replay_buffer import ReplayBuffer
-from modules.types import ConfigError, DivergenceError
+from modules.types import ConfigError, DivergenceError, validate_ranges
 
 LOG_EVERY = 50
 PROBE_EVERY = 300
@@ -59,7 +59,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_count("eval_episodes", self.eval_episodes, 0)
-        check_number("save_every", self.save_every, 0, inf)
+        validate_ranges(self, save_every=(0.0, inf))
 
 
 def train(

@@ -146,6 +146,20 @@ def is_interrupt(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) and not (raised and _is_env_code(code.co_filename))
 
 
+@contextlib.contextmanager
+def as_config_errors(what: str) -> Iterator[None]:
+    """Whatever third-party code in the block raises becomes a ConfigError of one line that begins
+    with `what`; ConfigErrors and interrupts stay what they are."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        raise ConfigError(f"{what}: {describe_error(error)}") from error
+
+
 @dataclass
 class _Call:
     deadline: float

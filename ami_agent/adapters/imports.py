@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
-from ami_agent.adapters.fault_tolerance import describe_error, is_interrupt
+from ami_agent.adapters.fault_tolerance import as_config_errors
 from modules.types import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def import_path(name: str) -> ModuleType:
     """Imports a module by name, or a file by path; ConfigError where that fails."""
     choose_gl_backend()  # the module may import MuJoCo
     path = Path(name)
-    try:
+    with as_config_errors(f"{name!r} can't be imported"):
         if path.suffix != ".py":
             if "" not in sys.path:
                 sys.path.insert(0, "")  # the current folder, as `python -m` does
@@ -66,12 +66,6 @@ def import_path(name: str) -> ModuleType:
             del sys.modules[module_name]  # a later import must not find half of the module
             raise
         return module
-    except ConfigError:
-        raise
-    except BaseException as error:  # third-party code may raise anything
-        if is_interrupt(error):
-            raise
-        raise ConfigError(f"{name!r} can't be imported: {describe_error(error)}") from error
 
 
 def load_function(path_spec: str, returns: str) -> Callable[[], Any]:
@@ -91,14 +85,8 @@ def load_function(path_spec: str, returns: str) -> Callable[[], Any]:
 def call_function(path_spec: str, returns: str) -> Any:
     """The result of the function `FILE.py:FUNCTION`; ConfigError where it fails."""
     function = load_function(path_spec, returns)
-    try:
+    with as_config_errors(f"{path_spec} failed"):
         return function()
-    except ConfigError:
-        raise
-    except BaseException as error:  # third-party code may raise anything
-        if is_interrupt(error):
-            raise
-        raise ConfigError(f"{path_spec} failed: {describe_error(error)}") from error
 
 
 def absolute_import(name: str) -> str:

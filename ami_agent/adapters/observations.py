@@ -91,8 +91,7 @@ def interface_to(
     fields = obs_fields(
         observation_space, stack, layouts=layouts, out_of_bounds=out_of_bounds, env=env
     )
-    adapter = action_adapter(action_space)
-    return Interface(observation_space, action_space, stack, layouts or {}, fields, adapter)
+    return Interface(observation_space, action_space, fields, action_adapter(action_space))
 
 
 def obs_fields(

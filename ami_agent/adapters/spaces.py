@@ -208,8 +208,6 @@ class Interface:
 
     observation_space: Space
     action_space: Space
-    frame_stack: int
-    layouts: Mapping[str, Layout]
     obs_fields: Mapping[str, ObsField] = field(compare=False)
     action_adapter: ActionAdapter = field(compare=False)
 

@@ -97,11 +97,14 @@ def create(
 
 def check_same(run: Path, config: Config, seed: int) -> None:
     """Raises ConfigError unless the run was started with the same settings and seed."""
-    changed = changed_settings(settings_of(run), config)
-    differing = [line for line in changed if not line.startswith(CHANGEABLE)]
-    differing += config_io.differences({"seed": manifest_of(run)["seed"]}, {"seed": seed})
-    if differing:
-        raise ConfigError(f"{run} can't be resumed with other settings: {differing[0]}")
+    if changed := _result_changes(run, settings_of(run), config, seed):
+        raise ConfigError(f"{run} can't be resumed with other settings: {changed[0]}")
+
+
+def _result_changes(run: Path, before: Config, now: Config, seed: int) -> list[str]:
+    """The differences, of settings and seed, that change the result, one phrase each."""
+    changed = [line for line in changed_settings(before, now) if not line.startswith(CHANGEABLE)]
+    return changed + config_io.differences({"seed": manifest_of(run)["seed"]}, {"seed": seed})
 
 
 def settings_of(run: Path) -> Config:
@@ -199,9 +202,7 @@ def check_resumable(run: Path, config: Config, seed: int) -> None:
     a setting of a stage that has not begun, or does not change the result."""
     before = config_of(run)
     started, refused = _started_stages(run, before), []
-    for difference in changed_settings(before, config):
-        if difference.startswith(CHANGEABLE):
-            continue
+    for difference in _result_changes(run, before, config, seed):
         setting, _, values = difference.partition(" ")
         stage = setting.removeprefix("stages.").partition(".")[0]
         if stage not in config.stages:
@@ -210,8 +211,6 @@ def check_resumable(run: Path, config: Config, seed: int) -> None:
             refused.append(
                 f"{config_io.flag_of(setting)} {values}, but the stage {stage} has begun"
             )
-    seeds = {"seed": manifest_of(run)["seed"]}
-    refused += [f"--{line}" for line in config_io.differences(seeds, {"seed": seed})]
     if refused:
         raise ConfigError(f"{run} can't be resumed with other settings: {refused[0]}")
     if started and buffer_steps(before) != buffer_steps(config):
@@ -263,9 +262,12 @@ def load_weights(agent: Agent, tensors: Mapping[str, Tensor], source: Path) -> N
     """Loads what `weights` returned. ConfigError for other names, shapes or types, and for NaN."""
     expected = weights(agent)
     saved = {name: value for name, value in tensors.items() if name.startswith(PREFIX)}
+
+    def describe(tensors: Mapping[str, Tensor], name: str, absent: str) -> str:
+        return f"{tensors[name].dtype} {[*tensors[name].shape]}" if name in tensors else absent
+
     for name in [*expected, *saved]:
-        needed = tuple(expected[name].shape) if name in expected else "left out"
-        found = tuple(saved[name].shape) if name in saved else "missing"
+        needed, found = describe(expected, name, "left out"), describe(saved, name, "missing")
         if needed != found:
             raise ConfigError(
                 f"{source} does not fit the settings of its run: {name} is {found}, and must be "
@@ -273,10 +275,6 @@ def load_weights(agent: Agent, tensors: Mapping[str, Tensor], source: Path) -> N
             )
     parameter_names = {PREFIX + name for name, _ in agent.named_parameters()}
     for name, value in saved.items():
-        if value.dtype != expected[name].dtype:
-            raise ConfigError(
-                f"{source}: {name} is {value.dtype}, and must be {expected[name].dtype}"
-            )
         # buffers may hold infinity, as the length of a path that does not exist; parameters may not
         finite_part = value if name in parameter_names else value[~value.isinf()]
         files.check_finite(source, name, finite_part)
