@@ -148,7 +148,7 @@ def loss_of_a_walk(scale: float) -> dict[str, Tensor]:
     how = {
         "channels": 2,
         "group_size": 4,
-        "optional_terms": objectives.OPTIONAL_TERMS,
+        "left_out": (),
         "prototypes": torch.eye(2),
     }
     return loss(walked(obs, actions), scale, model(scale), **how)
@@ -337,14 +337,16 @@ def test_straightness_by_hand():
 def test_alternative_terms_are_computed_only_where_they_have_a_weight():
     walk = walked(normal(8, 3, 2), normal(8, 2, 2))
     how = {"channels": 2, "group_size": 1}
-    requested = loss(walk, 1.0, model(1.0), **how, optional_terms=("sigreg",))
+    requested = loss(
+        walk, 1.0, model(1.0), **how, left_out={*objectives.OPTIONAL_TERMS} - {"sigreg"}
+    )
     assert set(requested) & set(objectives.OPTIONAL_TERMS) == {"sigreg"}
     whole = loss(
         walk,
         1.0,
         model(1.0),
         **how,
-        optional_terms=objectives.OPTIONAL_TERMS,
+        left_out=(),
         prototypes=torch.eye(2),
     )
     assert set(objectives.OPTIONAL_TERMS) <= set(whole)
@@ -357,7 +359,7 @@ def test_a_term_is_the_function_of_its_name(name, monkeypatch):
     monkeypatch.setattr(objectives, name, lambda *views: torch.tensor(7.0))
     walk = walked(normal(8, 3, 2), normal(8, 2, 2))
     how = {"channels": 2, "group_size": 1, "prototypes": torch.eye(2)}
-    found = loss(walk, 1.0, model(1.0), **how, optional_terms=objectives.OPTIONAL_TERMS)
+    found = loss(walk, 1.0, model(1.0), **how, left_out=())
     assert [other for other in objectives.OPTIONAL_TERMS if found[other] == 7] == [name]
 
 

@@ -23,7 +23,6 @@ from ami_agent.training import (
     OnlineActorCritic,
     TrainQuasimetric,
     TrainValue,
-    representation_losses,
 )
 from ami_agent.training.critics import LagrangeMultiplier, init_value_units, lambda_returns
 from ami_agent.training.hierarchy import LevelWindow, hjepa_level_loss, valid_macro_steps
@@ -190,7 +189,7 @@ def test_no_loss_term_of_the_world_model_depends_on_steps_after_an_end(context, 
             channels=D,
             group_size=together,
             context_steps=context,
-            optional_terms=representation_losses.OPTIONAL_TERMS,
+            left_out=(),
             prototypes=types,
         )(batch, make_rng())
         found.append(gradients(terms, perception, world_model, short_term))
@@ -213,7 +212,7 @@ def test_whole_windows_have_the_same_loss_with_and_without_a_mask():
             channels=D,
             group_size=2,
             context_steps=1,
-            optional_terms=representation_losses.OPTIONAL_TERMS,
+            left_out=(),
             prototypes=torch.eye(D),
         )(batch._replace(valid=mask), make_rng())
         for mask in masks

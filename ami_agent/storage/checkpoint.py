@@ -158,11 +158,7 @@ def _without_shared_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_metadata(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    data = files.read_bytes(path, files.JSON_LIMIT)
-    try:
-        content = files.parse_json(data)
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged: it is not JSON ({error})") from None
+    content = files.read_json(path, "is damaged: it is not JSON")
     fields = content if isinstance(content, dict) else {}
     version, metadata, checksums = (fields.get(part) for part in ("format", "metadata", "sha256"))
     if not isinstance(metadata, dict) or not isinstance(checksums, dict):

@@ -81,14 +81,14 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return found
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; ConfigError for NaN, or a name that is twice in an object."""
+def read_json(path: Path, problem: str = "is not readable as JSON") -> Any:
+    """The content of a JSON file; ConfigError for NaN, or a name that is twice in an object.
+    `problem`: what the error says of the file."""
+    data = read_bytes(path, JSON_LIMIT)
     try:
-        return parse_json(read_bytes(path, JSON_LIMIT))
-    except ConfigError:
-        raise
+        return parse_json(data)
     except ValueError as error:
-        raise ConfigError(f"{path} is not readable as JSON: {error}") from None
+        raise ConfigError(f"{path} {problem} ({error})") from None
 
 
 def parse_json(data: bytes) -> Any:

@@ -74,11 +74,8 @@ class JEPALoss:
     context_steps: int = 0
     """From each of the first `context_steps + 1` states, as many steps are predicted as the window
     has beyond the context."""
-    optional_terms: Collection[str] = ()
-    """Which of `OPTIONAL_TERMS` to compute; those that compare two views compare the last state of
-    a window as predicted and as encoded."""
-    left_out: Collection[str] = ()
-    """Which of the other terms not to compute, of those that no prediction enters."""
+    left_out: Collection[str] = OPTIONAL_TERMS
+    """Terms that are not computed. Those of the model's own predictions always are."""
     prototypes: Tensor = NO_PROTOTYPES
     """`[K, D]`"""
     exclude_chance: bool = False
@@ -113,6 +110,7 @@ class JEPALoss:
             self.model, trajectory._replace(obs=states), targets, generator, self.context_steps,
             self.exclude_chance,
         )  # fmt: skip
+        # terms that compare two views: the last state of a window as predicted and as encoded
         optional: dict[str, Callable[[], Tensor]] = {
             "barlow_twins": lambda: representation_losses.barlow_twins(
                 per_location(predicted, channels), per_location(target, channels)
@@ -123,12 +121,10 @@ class JEPALoss:
             "info_nce": lambda: representation_losses.info_nce(predicted, target),
             "margin": lambda: representation_losses.margin(predicted, target),
             "straightness": lambda: representation_losses.straightness(states, valid_pairs),
-            "byol": lambda: representation_losses.byol(predicted, target),
             "prototypes": lambda: representation_losses.prototypes(
                 predicted, target, self.prototypes
             ),
-        }
-        further: dict[str, Callable[[], Tensor]] = {
+            "byol": lambda: representation_losses.byol(predicted, target),
             "variance": lambda: representation_losses.variance(all_states.flatten(0, -2)),
             "covariance": lambda: representation_losses.covariance(all_features),
             "variance_within": lambda: representation_losses.variance(centered_features),
@@ -140,9 +136,7 @@ class JEPALoss:
                 inferred_actions, valid_steps(actions)
             ),
         }
-        computed = {n: optional[n] for n in OPTIONAL_TERMS if n in self.optional_terms}
-        computed |= {name: term for name, term in further.items() if name not in self.left_out}
-        return terms | {name: term() for name, term in computed.items()}
+        return terms | {n: term() for n, term in optional.items() if n not in self.left_out}
 
 
 def _unroll_terms(
@@ -267,13 +261,12 @@ class TrainJEPA(SGDStage):
                 f"for training online, --actor-critic.train-jepa.length {longest}"
             )
         _adapt_units(agent, buffer)
-        optional_terms = [name for name in OPTIONAL_TERMS if getattr(self.weights, name)]
         left_out = [name for name, weight in asdict(self.weights).items() if not weight]
         initial_prototypes = directions(
             prod(agent.shape), torch.Generator().manual_seed(seed), NUM_PROTOTYPES
         )
         prototypes = nn.Parameter(initial_prototypes.to(agent.device))
-        extra_parameters = nn.ParameterList([prototypes] if "prototypes" in optional_terms else [])
+        extra_parameters = nn.ParameterList([prototypes] if self.weights.prototypes else [])
 
         is_copy = isinstance(target_encoder, EMATarget)
         compute_targets = partial(split, target_encoder) if is_copy else target_encoder
@@ -289,7 +282,7 @@ class TrainJEPA(SGDStage):
                 lambda obs: split(perception, obs, modality_weights),
                 lambda obs, features: compute_targets(obs, features, modality_weights),
                 agent.short_term_memory, agent.world_model, agent.shape[0], self.group_size,
-                self.context_steps, optional_terms, left_out, prototypes, self.exclude_chance,
+                self.context_steps, left_out, prototypes, self.exclude_chance,
             )  # fmt: skip
             return jepa_loss(batch, generator)
 
