@@ -153,19 +153,16 @@ def _structure_container(converter: cattrs.Converter, kind: Any) -> Callable[[An
 
 def to_json(config: Config) -> dict[str, Any]:
     """A Config as plain data, complete; raises ConfigError for a number that is not finite."""
-    data = _converter().unstructure(config)
-    for path, value in _leaves(data):
-        if isinstance(value, float) and not isfinite(value):
-            raise ConfigError(f"{path} is {value}; settings must be finite numbers")
+    data: dict[str, Any] = _converter().unstructure(config)
+    _check_finite(data)
     return data
 
 
-def _leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(data, dict):
-        yield path.lstrip("."), data
-        return
-    for name, part in data.items():
-        yield from _leaves(part, f"{path}.{name}")
+def _check_finite(data: Any, path: str = "") -> None:
+    for name, part in data.items() if isinstance(data, dict) else ():
+        _check_finite(part, f"{path}.{name}")
+    if isinstance(data, float) and not isfinite(data):
+        raise ConfigError(f"{path.lstrip('.')} is {data}; settings must be finite numbers")
 
 
 def from_json(data: Any, source: str) -> Config:

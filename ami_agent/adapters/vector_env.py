@@ -244,7 +244,7 @@ class NextStepAutoreset(MergedInfos, VectorWrapper):
                 rows = list(final_obs)
             else:
                 rows = list(iterate(self.observation_space, final_obs))
-            given = _mask(info.get(f"_{key}", [row is not None for row in rows]))
+            given = np.asarray(info.get(f"_{key}", [row is not None for row in rows]), dtype=bool)
             if given.any() and not given[self.done].all():
                 raise EnvError(
                     f"{self._declaration()} and gives {key} for some sub-environments whose "
@@ -455,10 +455,6 @@ def _take_rows(value: Any, rows: np.ndarray, space: spaces.Space) -> Any:
 def batch_rows(space: Space, rows: Sequence[Any]) -> Any:
     """Single observations or actions as a batch."""
     return concatenate(space, rows, create_empty_array(space, n=len(rows)))  # type: ignore[arg-type]
-
-
-def _mask(flags: Any) -> np.ndarray:
-    return np.asarray(flags, dtype=bool)
 
 
 def _where(reset_mask: np.ndarray, from_reset: Any, from_step: Any) -> Any:

@@ -23,26 +23,18 @@ from modules.memory.replay_buffer import BY_ENV, ReplayBuffer
 from modules.types import ConfigError, as_dict
 
 
-def _reading_of(run: Path) -> tuple[int, dict[str, Any]]:
-    """The frames of an observation in that run, and how its parts were read; nothing that its
-    settings name is imported."""
-    path = run / "config.json"
+def spec_of_run(run: Path) -> tuple[EnvironmentSpec, int]:
+    """The spec of the environment of a run, and the frames of an observation; ConfigError where the
+    folder is none of a run. Nothing that its settings name is imported."""
+    path, written = run / "config.json", run / "spaces.json"
     if not path.exists():
         raise ConfigError(f"{run} is not a run folder: it has no {path.name}")
     config = files.read_json(path)
     env = config.get("env") if isinstance(config, dict) else None
-    stack = env.get("frame_stack") if isinstance(env, dict) else None
-    obs_layout = env.get("obs_layout") if isinstance(env, dict) else None
+    env = env if isinstance(env, dict) else {}
+    stack, obs_layout = env.get("frame_stack"), env.get("obs_layout")
     if not isinstance(stack, int) or not 1 <= stack <= 1000 or not isinstance(obs_layout, dict):
         raise ConfigError(f"{path} holds no settings of this version")
-    return stack, obs_layout
-
-
-def spec_of_run(run: Path) -> tuple[EnvironmentSpec, int]:
-    """The spec of the environment of a run, and the frames of an observation; ConfigError where the
-    folder is none of a run."""
-    stack, obs_layout = _reading_of(run)
-    written = run / "spaces.json"
 
     def interface(observation: spaces.Space, action: spaces.Space) -> Any:
         return interface_to(observation, action, stack, obs_layout)

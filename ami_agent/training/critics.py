@@ -206,21 +206,18 @@ class PathRegressionRun(SGDStageRun):
 
     def __init__(self, stage: DistillShortestPaths, agent: Agent, seed: int) -> None:
         self.critic, self.stage, self.agent = critic_of(agent), stage, agent
-        student = deepcopy(self.critic)
-        with torch.no_grad():
-            graphs = [self._graph(episode) for episode in self._episodes()]
-        # encoded and imagined states, each [E, N, D], and steps from each to each [E, N, N]
-        self.states, self.imagined_states, self.steps = map(torch.stack, zip(*graphs, strict=True))
-        super().__init__(student, self._loss, stage.optim, seed=seed)
-
-    def _episodes(self) -> Tensor:
-        episodes = self.agent.replay_buffer.episode_ids(self.stage.nodes_per_graph - 1)
+        self.student = deepcopy(self.critic)
+        episodes = agent.replay_buffer.episode_ids(stage.nodes_per_graph - 1)
         if not len(episodes):
             raise ConfigError(
-                f"the replay buffer has no episode of {self.stage.nodes_per_graph} states, the "
+                f"the replay buffer has no episode of {stage.nodes_per_graph} states, the "
                 "distill_paths.nodes_per_graph"
             )
-        return episodes[: self.stage.num_graphs]
+        with torch.no_grad():
+            graphs = [self._graph(episode) for episode in episodes[: stage.num_graphs]]
+        # encoded and imagined states, each [E, N, D], and steps from each to each [E, N, N]
+        self.states, self.imagined_states, self.steps = map(torch.stack, zip(*graphs, strict=True))
+        super().__init__(self.student, self._loss, stage.optim, seed=seed)
 
     def _graph(self, episode: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         agent, num_nodes = self.agent, self.stage.nodes_per_graph
@@ -254,12 +251,11 @@ class PathRegressionRun(SGDStageRun):
         return path_regression_loss(self._distance, state[:, :, None], goal_state[:, None], steps)
 
     def _distance(self, state: Tensor, goal: Tensor) -> Tensor:
-        student: Quasimetric = self.module  # type: ignore[assignment]
-        return student.from_embeddings(*split_states(student.embed, state, goal))
+        return self.student.from_embeddings(*split_states(self.student.embed, state, goal))
 
     def finish(self) -> None:
         """The trained copy becomes the critic."""
-        self.critic.load_state_dict(self.module.state_dict())
+        self.critic.load_state_dict(self.student.state_dict())
 
 
 def with_terminal_values(

@@ -152,12 +152,6 @@ def with_hindsight(
     return relabelled
 
 
-def is_goal_env(spec: EnvironmentSpec) -> bool:
-    """Whether observations have an achieved and a desired goal, vectors of one size."""
-    shapes = [spec.shapes.get(name) for name in (DESIRED_GOAL, ACHIEVED_GOAL)]
-    return shapes[0] == shapes[1] and shapes[0] is not None and len(shapes[0]) == 1
-
-
 def has_compute_reward(spec: EnvironmentSpec, config: EnvConfig) -> bool:
     """Whether an environment has goals, and a `compute_reward` for them."""
     try:
@@ -169,7 +163,8 @@ def has_compute_reward(spec: EnvironmentSpec, config: EnvConfig) -> bool:
 
 def reward_fn(spec: EnvironmentSpec, config: EnvConfig) -> RewardFn:
     """The environment's `compute_reward`; ConfigError where it has none, or no goals."""
-    if not is_goal_env(spec):
+    desired, achieved = (spec.shapes.get(name, ()) for name in (DESIRED_GOAL, ACHIEVED_GOAL))
+    if desired != achieved or len(desired) != 1:
         raise ConfigError(
             f"hindsight needs observations that are a Dict with {DESIRED_GOAL!r} and "
             f"{ACHIEVED_GOAL!r}, two vectors of one size; those of {config.id} are "
