@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from math import prod
+from operator import attrgetter
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import torch
@@ -329,28 +330,25 @@ def _build(
         )
     drives = Drives(config.cost.drives, spec.interoception)
     conditioned_on = len(config.configurator.conditioned_on)
+
+    def component(path: str, *args: Any, **kwargs: Any) -> Any:
+        """What the settings at this path build; None where there are none."""
+        return build_component(path, attrgetter(path)(config), *args, **kwargs)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        perception: Encoder = build_component(
-            "perception", config.perception, spec.shapes, kind=Encoder
-        )
+        perception: Encoder = component("perception", spec.shapes, kind=Encoder)
         require_attributes("perception", perception, "shape")
-        shape = perception.shape
-        memory, values = config.memory.short_term, config.cost.value_critics
-        critic = config.cost.goal_critic
-        short_term_memory = (
-            ShortTermMemory()
-            if memory is None
-            else build_component("memory.short_term", memory, shape)
-        )
-        world_model = build_component(
-            "world_model", config.world_model, shape, spec.action_dim, len(spec.interoception)
-        )
+        shape, action_dim = perception.shape, spec.action_dim
+        short_term_memory = component("memory.short_term", shape)
+        if short_term_memory is None:
+            short_term_memory = ShortTermMemory()
+        world_model = component("world_model", shape, action_dim, len(spec.interoception))
         interoceptive_cost = InteroceptiveCost(
-            drives, build_component("cost.value_critics", values, shape, len(drives.names))
+            drives, component("cost.value_critics", shape, len(drives.names))
         )
         cost = Cost(
-            build_component("cost.goal_critic", critic, shape),
+            component("cost.goal_critic", shape),
             interoceptive_cost,
             world_model.ensemble.disagreement,
             {
@@ -362,53 +360,40 @@ def _build(
         if isinstance(cost.goal_critic, GoalCritic):
             distance = cost.goal_critic.distance  # as functions: it is a part of the cost alone
             steps = QuasimetricFns(distance.embed, distance.from_embeddings)
-        subgoals = build_component(
-            "actor.subgoals", config.actor.subgoals, shape, spec.action_dim, steps,
+        subgoals = component(
+            "actor.subgoals", shape, action_dim, steps,
             lambda state, free: (
                 world_model.imagine(state, action_space.squash(free)).states[:, :, 1:]
             ),
         )  # fmt: skip
-        policy = build_component(
-            "actor.policy",
-            config.actor.policy,
-            shape,
-            spec.action_dim,
-            action_space,
-            conditioned_on,
+        policy = component("actor.policy", shape, action_dim, action_space, conditioned_on)
+        plan_energy_predictor = component(
+            "actor.adaptive", shape, len(config.tasks), conditioned_on, method="build_predictor"
         )
-        plan_energy_predictor = build_component(
-            "actor.adaptive", config.actor.adaptive, shape, len(config.tasks), conditioned_on,
-            method="build_predictor",
-        )  # fmt: skip
-        latent = world_model.level(0).latent
-        risk_model = build_component("actor.risk", config.actor.risk, latent.noise_dim)
         evaluator = RolloutEvaluator(
             world_model.imagine,
             world_model.imagine_policy,
             cost,
             action_space,
-            spec.action_dim,
-            risk_model,
+            action_dim,
+            component("actor.risk", world_model.level(0).latent.noise_dim),
             by_hand=(world_model.imagine_by_hand, cost.by_hand),
         )
-        proposal = build_component(
-            "actor.policy_proposal", config.actor.policy_proposal, policy, evaluator
-        )
+        proposal = component("actor.policy_proposal", policy, evaluator)
         # one planner for the modes plan and auto: its weights are the agent's
-        planner = build_component(
-            "actor.planner", config.actor.planner, evaluator,
-            evaluator.no_candidates if proposal is None else proposal,
-        )  # fmt: skip
-        recovery = build_component("actor.stuck_recovery", config.actor.stuck_recovery, evaluator)
+        planner = component(
+            "actor.planner", evaluator, evaluator.no_candidates if proposal is None else proposal
+        )
+        recovery = component("actor.stuck_recovery", evaluator)
         actors: dict[str, ActorProtocol] = {
             "react": ReactiveActor(policy),
             "plan": PlanningActor(planner, config.actor.receding_horizon, recovery),
         }
         if "distill_policy" in config.stages:  # it trains the predictor of plan energies
-            actors["auto"] = build_component(
-                "actor.adaptive", config.actor.adaptive, PolicyProposal(policy, evaluator), planner,
-                plan_energy_predictor, spec.action_dim,
-            )  # fmt: skip
+            mode_1 = PolicyProposal(policy, evaluator)
+            actors["auto"] = component(
+                "actor.adaptive", mode_1, planner, plan_energy_predictor, action_dim
+            )
     return Agent(
         spec=spec,
         perception=perception,

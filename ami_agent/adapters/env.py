@@ -50,14 +50,7 @@ from ami_agent.adapters.spaces import Interface, Layout, OutOfBounds, check_numb
 from ami_agent.adapters.vector_env import fill_missing, read_table, reported
 from ami_agent.resources import num_cores
 from modules.configurator import TaskSpec
-from modules.types import (
-    CONTINUE,
-    STEPS,
-    ConfigError,
-    Observation,
-    Transition,
-    validate_ranges,
-)
+from modules.types import CONTINUE, STEPS, ConfigError, Observation, Transition, validate_ranges
 
 MAX_SINGLE_ENVS = 16
 """Environments stepped one by one that are open at the same time, where their number is free."""

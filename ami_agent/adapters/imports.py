@@ -161,9 +161,7 @@ def _with_named_imports(env: EnvConfig, named: Sequence[str]) -> EnvConfig:
     module, _, bare_id = env.id.rpartition(":")
     is_matched = any(_matches(name, module) for name in named)
     return replace(
-        env,
-        imports=tuple(dict.fromkeys([*named, *kept])),
-        id=bare_id if is_matched else env.id,
+        env, imports=tuple(dict.fromkeys([*named, *kept])), id=bare_id if is_matched else env.id
     )
 
 
