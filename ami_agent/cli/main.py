@@ -29,7 +29,7 @@ from ami_agent.config import Config
 from ami_agent.custom import allow_components, needs_files
 from ami_agent.evaluation.evaluate import evaluate_modes, table_rows
 from ami_agent.interrupt import Interrupted, handled, terminate
-from ami_agent.logger import ConsoleLogger, Logger, RunLogger, one_line, print_line, print_table
+from ami_agent.logger import ConsoleLogger, RunLogger, one_line, print_line, print_table
 from ami_agent.probing.data import load_perturbations
 from ami_agent.probing.probe import describe_collapse, make_probe
 from ami_agent.probing.scorecard import compute_scorecard
@@ -98,49 +98,38 @@ def _split_imports(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def train_command(name: str, argv: Sequence[str], console: Console) -> None:
+    """Trains, and evaluates both modes; the figures are printed before they are written."""
     config, argv = _recipe(name, argv, f"ami train {name}")
     flags = args.parse(args.TrainFlags(config=config), argv, f"ami train {name}")
     out = Path(flags.out or Path("runs") / config.recipe / str(flags.seed))
     check(flags.config, out, flags.seed, flags.resume)
     device = distributed.own_device(args.device(flags.device))
-    if distributed.launched().rank:
-        _train_agent(flags, out, device)
-        return
-    with locked(out), closing(RunLogger(out, console)) as logger:
-        _train(name, flags, out, device, logger, console)
-
-
-def _train_agent(
-    flags: args.TrainFlags, out: Path, device: torch.device | str, logger: Logger | None = None
-) -> Agent:
-    return train(
-        flags.config, out=out, seed=flags.seed, device=device,
-        resume=flags.resume, logger=logger, save_every=flags.save_every,
-        eval_episodes=flags.eval_every_stage, keep_replay_buffer=flags.keep_replay_buffer,
+    train_agent = partial(
+        train, flags.config, out=out, seed=flags.seed, device=device, resume=flags.resume,
+        save_every=flags.save_every, eval_episodes=flags.eval_every_stage,
+        keep_replay_buffer=flags.keep_replay_buffer,
     )  # fmt: skip
-
-
-def _train(
-    name: str, flags: args.TrainFlags, out: Path, device: torch.device | str, logger: RunLogger,
-    console: Console,
-) -> None:  # fmt: skip
-    """Trains, and evaluates both modes; the figures are printed before they are written."""
+    rank, size = distributed.launched()
+    if rank:
+        train_agent()
+        return
     from ami_agent.viewer import log_episode  # drawing is slow to import
 
-    size = distributed.launched().size
-    among = f" in {size} processes" if size > 1 else ""
-    logger.info(f"{name}, seed {flags.seed}, on {device}{among}, into {out}")
-    agent = _train_agent(flags, out, device, logger)
-    logger.info(_describe_evaluation("both modes", flags.episodes))
-    with run_dir.threads_of(out):
-        by_mode = evaluate_modes(agent, flags.config.eval_env, episodes=flags.episodes)
-    results = {mode: {"recipe": name, **metrics} for mode, metrics in by_mode.items()}
-    print_table(console, f"{name}, seed {flags.seed}", *table_rows(results))
-    _run_all(
-        lambda: run_dir.write_json(out / "eval.json", results),
-        lambda: args.write_results(flags.json, results),
-        lambda: log_episode(agent, flags.config.eval_env, logger),  # last: it calls strangers' code
-    )
+    with locked(out), closing(RunLogger(out, console)) as logger:
+        among = f" in {size} processes" if size > 1 else ""
+        logger.info(f"{name}, seed {flags.seed}, on {device}{among}, into {out}")
+        agent = train_agent(logger=logger)
+        logger.info(_describe_evaluation("both modes", flags.episodes))
+        with run_dir.threads_of(out):
+            by_mode = evaluate_modes(agent, flags.config.eval_env, episodes=flags.episodes)
+        results = {mode: {"recipe": name, **metrics} for mode, metrics in by_mode.items()}
+        print_table(console, f"{name}, seed {flags.seed}", *table_rows(results))
+        _run_all(
+            lambda: run_dir.write_json(out / "eval.json", results),
+            lambda: args.write_results(flags.json, results),
+            # last: it calls strangers' code
+            lambda: log_episode(agent, flags.config.eval_env, logger),
+        )
 
 
 def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
