@@ -61,7 +61,7 @@ class CollectRandom(Stage):
         return self.steps
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
-        envs = env.build(distributed.own(self.num_envs), "cpu", **self.options)
+        envs = env.build(distributed.share_size(self.num_envs), "cpu", **self.options)
         return RandomCollector(agent, envs, self.steps, [make_behaviour_policy], seed)
 
 
@@ -84,7 +84,7 @@ class CollectWithPlanner(Stage):
         distributed.check_divides("the number of environments", config.collect.num_envs)
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
-        num_envs = distributed.own(agent.replay_buffer.num_envs)
+        num_envs = distributed.share_size(agent.replay_buffer.num_envs)
         envs = env.build(num_envs, agent.device, **self.options)
         controller = agent.controller(tensors=True)  # one short-term memory for all tasks
         tasks = agent.tasks.values()
@@ -195,7 +195,7 @@ class Collector(StageRun):
         seed: int,
     ) -> None:
         self.total, self.agent, self.env = steps, agent, env
-        self.rows = distributed.rows(agent.replay_buffer.num_envs)
+        self.rows = distributed.share_rows(agent.replay_buffer.num_envs)
         self.policies, self.seed = policies, seed
         agent.replay_buffer.start_run()
         self._start_episodes()

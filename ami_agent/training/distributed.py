@@ -162,12 +162,12 @@ def main_first() -> Iterator[None]:
     barrier()
 
 
-def rows(count: int) -> slice:
+def share_rows(count: int) -> slice:
     """The share of this process in `count` rows."""
-    return slice(_world.rank * own(count), (_world.rank + 1) * own(count))
+    return slice(_world.rank * share_size(count), (_world.rank + 1) * share_size(count))
 
 
-def own(count: int) -> int:
+def share_size(count: int) -> int:
     """The number of rows in that share."""
     return count // _world.size
 
@@ -177,7 +177,9 @@ def share(batch: T) -> T:
     ...]`. A batch that can't be divided is returned whole, and each process takes all of it."""
     if _world.size == 1:
         return batch
-    return _map(lambda part: part if len(part) % _world.size else part[rows(len(part))], batch)
+    return _map(
+        lambda part: part if len(part) % _world.size else part[share_rows(len(part))], batch
+    )
 
 
 def split(fn: Callable[..., T], *args: Any) -> T:
@@ -244,7 +246,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         sums = _all_reduced(gradients)
-        return tuple(part[rows(len(part))] for part in sums)
+        return tuple(part[share_rows(len(part))] for part in sums)
 
 
 def _all_reduced(parts: Sequence[Tensor]) -> list[Tensor]:

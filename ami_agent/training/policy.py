@@ -29,7 +29,7 @@ from ami_agent.training.base import (
     with_prefixes,
     without_prefix,
 )
-from ami_agent.training.distributed import gather, own, rows, share, world
+from ami_agent.training.distributed import gather, share, share_rows, share_size, world
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.evaluator import safe_std
 from modules.actor.policy import Policy, PolicyProposal
@@ -240,13 +240,13 @@ class DAggerRun(SGDStageRun):
     @torch.no_grad()
     def _collect_labels(self, round_index: int) -> Label:
         """Labels the steps of one round under the policy; in a task's first, under the planner."""
-        num_envs = own(self.stage.num_envs)
+        num_envs = share_size(self.stage.num_envs)
         envs = self.env_config.build(num_envs, self.agent.device, **self.stage.options)
         with closing(envs) as env:
             return self._label_steps(env, round_index)
 
     def _label_steps(self, env: EnvAdapter, round_index: int) -> Label:
-        own_rows = rows(self.stage.num_envs)
+        own_rows = share_rows(self.stage.num_envs)
         seed, tasks = self.seed + 1_000_003 * round_index, list(self.agent.tasks.items())
         name, task_spec = tasks[round_index % len(tasks)]
         is_imitated = name in (self.stage.imitated_tasks or self.agent.tasks)
@@ -286,7 +286,7 @@ class DAggerRun(SGDStageRun):
     def _with_noise(self, action: Tensor, generator: torch.Generator) -> Tensor:
         shape = (self.stage.num_envs, *action.shape[1:])
         noise = torch.randn(shape, generator=generator).to(action) * self.stage.action_noise
-        return self.agent.policy.action_space.project(action + noise[rows(len(noise))])
+        return self.agent.policy.action_space.project(action + noise[share_rows(len(noise))])
 
     def _loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         size = (self.stage.optim.batch_size,)
