@@ -23,7 +23,7 @@ from ami_agent.arguments import check_count, check_device, check_is, check_path
 from ami_agent.config import STAGES, Config, buffer_steps, build
 from ami_agent.evaluation.evaluate import evaluation_metrics
 from ami_agent.interrupt import Interrupted, deferred, keyboard_interrupts
-from ami_agent.logger import Logger, RunLogger, one_line
+from ami_agent.logger import Logger, RunLogger
 from ami_agent.probing.probe import describe_collapse, make_probe
 from ami_agent.sizing import describe_buffer, is_in_file
 from ami_agent.storage import checkpoint, run_dir
@@ -435,14 +435,8 @@ class Trainer:
         if not all(isinstance(metadata.get(key), int) for key in ("updates", "stage_index")):
             raise ConfigError(f"{newest} does not say at which update it was: it can't be resumed")
         run_dir.load_weights(self.agent, tensors, newest)
-        try:
+        with one_line_errors(newest, "is not complete: it can't be resumed"):
             self._restore_progress(tensors, metadata)
-        except ConfigError:
-            raise
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{newest} is not complete: it can't be resumed ({one_line(error)})"
-            ) from error
 
     def _restore_progress(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         self.updates, self.stage_index = metadata["updates"], metadata["stage_index"]

@@ -41,7 +41,7 @@ class FlatRecording(Recording):
     def __init__(self, table: Table, chosen: Mapping[str, str], kind: str) -> None:
         self.label, self._table = str(table.path), table
         columns = {n: c for n, c in table.columns.items() if n not in (*BOOKKEEPING, NEXT_OBS)}
-        keys = KeyChooser(self.label, chosen).keys(columns)
+        keys = KeyChooser(self.label, chosen, columns).keys()
         self._num_rows = self._check_rows(keys)
         rows = {n: c for n, c in columns.items() if table.rows[n] == self._num_rows}
         self._set_columns(rows, keys)

@@ -173,8 +173,8 @@ class DemoRecording(Recording):
         if not any(role.startswith(OBSERVATIONS) for role in chosen) and obs:
             parts = {name: name for name in obs} if len(obs) > 1 else {WHOLE: next(iter(obs))}
             plain = {**others, OBSERVATIONS: others.get(ACTIONS, next(iter(obs.values())))}
-            return KeyChooser(self.label, chosen).keys(plain)._replace(obs=parts)
-        return KeyChooser(self.label, chosen).keys({**obs, **others})
+            return KeyChooser(self.label, chosen, plain).keys()._replace(obs=parts)
+        return KeyChooser(self.label, chosen, {**obs, **others}).keys()
 
     def _length(self, demo: str) -> int:
         """The steps of an episode; ConfigError where its columns are not those of the first."""

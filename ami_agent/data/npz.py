@@ -129,7 +129,7 @@ class NpzFolder(Recording):
             raise ConfigError(f"{folder} holds no .npz file")
         first = NpzTable(self.paths[0])
         self._columns = first.columns
-        keys = KeyChooser(str(first.path), chosen).keys(first.columns)
+        keys = KeyChooser(str(first.path), chosen, first.columns).keys()
         num_obs = first.rows[keys.names[0]]
         rows = {n: c for n, c in first.columns.items() if first.rows[n] == num_obs}
         self._set_columns({**rows, **{n: first.columns[n] for n in keys.names}}, keys)

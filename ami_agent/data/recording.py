@@ -192,8 +192,10 @@ class KeyChooser:
     common name that is there. `observations` may be several columns joined by +, which become one
     vector, and `observations/PART` is a part of a Dict observation."""
 
-    def __init__(self, label: str, chosen: Mapping[str, str]) -> None:
-        self.label, self.chosen = label, chosen
+    def __init__(
+        self, label: str, chosen: Mapping[str, str], columns: Mapping[str, Column]
+    ) -> None:
+        self.label, self.chosen, self.columns = label, chosen, columns
         for role in chosen:
             if role not in ROLES and not role.startswith(f"{OBSERVATIONS}/"):
                 raise ConfigError(
@@ -201,20 +203,18 @@ class KeyChooser:
                     f"{OBSERVATIONS}/PART for a part of a Dict observation"
                 )
 
-    def keys(self, columns: Mapping[str, Column]) -> Keys:
+    def keys(self) -> Keys:
         """ConfigError where there are no observations or no actions."""
-        return Keys(
-            self._obs(columns), self._require(ACTIONS, columns),
-            self._find(REWARDS, columns), self._find(TERMINATED, columns),
-        )  # fmt: skip
+        rewards, terminated = self._find(REWARDS), self._find(TERMINATED)
+        return Keys(self._obs(), self._require(ACTIONS), rewards, terminated)
 
-    def _find(self, role: str, columns: Mapping[str, Column]) -> str:
+    def _find(self, role: str) -> str:
         """The column of that role, several joined by +; empty where there is none."""
         if role in self.chosen:
             for name in self.chosen[role].split("+"):
-                self._check_name(name, columns)
+                self._check_name(name)
             return self.chosen[role]
-        found = [name for name in COMMON_NAMES[role] if name in columns]
+        found = [name for name in COMMON_NAMES[role] if name in self.columns]
         if len(found) > 1:
             raise ConfigError(
                 f"{self.label} holds {' and '.join(found)}: choose one of them "
@@ -222,32 +222,32 @@ class KeyChooser:
             )
         return found[0] if found else ""
 
-    def _obs(self, columns: Mapping[str, Column]) -> dict[str, str]:
+    def _obs(self) -> dict[str, str]:
         """The columns of the parts of an observation, by part: those that the user names, those
         that are called `observations/PART`, or a single one."""
         prefix = f"{OBSERVATIONS}/"
         parts = {role.removeprefix(prefix): name for role, name in self.chosen.items()
                  if role.startswith(prefix)}  # fmt: skip
         for name in parts.values():
-            self._check_name(name, columns)
+            self._check_name(name)
         if not parts and OBSERVATIONS not in self.chosen:
-            parts = {n.removeprefix(prefix): n for n in columns if n.startswith(prefix)}
+            parts = {n.removeprefix(prefix): n for n in self.columns if n.startswith(prefix)}
         if parts:
             return parts
-        return {WHOLE: self._require(OBSERVATIONS, columns)}
+        return {WHOLE: self._require(OBSERVATIONS)}
 
-    def _require(self, role: str, columns: Mapping[str, Column]) -> str:
+    def _require(self, role: str) -> str:
         """As `_find`; ConfigError where there is none."""
-        if name := self._find(role, columns):
+        if name := self._find(role):
             return name
         raise ConfigError(
-            f"{self.label} holds no {role}, but {_listed(columns)}: name the column that is "
+            f"{self.label} holds no {role}, but {_listed(self.columns)}: name the column that is "
             f"(--data.keys {role} NAME)"
         )
 
-    def _check_name(self, name: str, columns: Mapping[str, Column]) -> None:
-        if name not in columns:
-            raise ConfigError(f"{self.label} holds no {name!r}, but {_listed(columns)}")
+    def _check_name(self, name: str) -> None:
+        if name not in self.columns:
+            raise ConfigError(f"{self.label} holds no {name!r}, but {_listed(self.columns)}")
 
 
 def _listed(names: Mapping[str, Column]) -> str:
