@@ -14,6 +14,7 @@ import tyro
 
 from ami_agent import components, training
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
+from ami_agent.adapters.spaces import ModalitySpec
 from ami_agent.agent import Agent
 from ami_agent.custom import build_component, check_custom, require_attributes
 from modules.actor.planning import RolloutEvaluator
@@ -270,10 +271,12 @@ def build(
 
 def _parameters_due_to(agent: Agent, config: Config, name: str) -> int:
     """Parameters that are due to the size of that part of an observation; 0 where no agent can be
-    built without it."""
+    built with a single number in its place."""
+    spec = agent.spec
+    scalar_spec = spec._replace(modalities={**spec.modalities, name: ModalitySpec((1,))})
     try:
         with torch.device("meta"):
-            smaller = _build(config, agent.spec.with_scalar(name), 0, 1, 1)
+            smaller = _build(config, scalar_spec, 0, 1, 1)
     except ConfigError:
         return 0
     return _parameters(agent) - _parameters(smaller)

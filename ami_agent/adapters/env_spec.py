@@ -48,10 +48,6 @@ class EnvironmentSpec(NamedTuple):
         sizes = " and ".join(f"one of {size}" for size in self.choices)
         return f"choices of {sizes}" if sizes else f"{self.action_dim} actions"
 
-    def with_scalar(self, name: str) -> EnvironmentSpec:
-        """The spec with one further modality, a single number."""
-        return self._replace(modalities={**self.modalities, name: ModalitySpec((1,))})
-
     def zeros(self, batch_size: int) -> Observation:
         """An observation `[B, *O]` of zeros."""
         parts = {
