@@ -10,15 +10,15 @@ import torch
 
 from modules.types import ConfigError
 
-MAX_INT = 2**31 - 1
+MAX_COUNT = 2**31 - 1
 
 
-def check_count(name: str, value: Any, minimum: int, maximum: int = MAX_INT) -> None:
-    """Raises ConfigError unless the value is a whole number within these bounds."""
+def check_count(name: str, value: Any, minimum: int) -> None:
+    """Raises ConfigError unless the value is a whole number from `minimum` to MAX_COUNT."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ConfigError(f"{name} is {value!r}; it must be a whole number")
-    if not minimum <= int(value) <= maximum:
-        raise ConfigError(f"{name} is {value}; it must be from {minimum} to {maximum}")
+    if not minimum <= int(value) <= MAX_COUNT:
+        raise ConfigError(f"{name} is {value}; it must be from {minimum} to {MAX_COUNT}")
 
 
 def check_is(name: str, value: Any, *types: type) -> None:

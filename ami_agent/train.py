@@ -99,7 +99,7 @@ def train(
         stack.enter_context(keyboard_interrupts())
         if logger is None:
             logger = stack.enter_context(closing(RunLogger(run, Console(quiet=True))))
-        check_folder(config, run, seed, resume)  # again, now that this process has the lock
+        check_run_folder(config, run, seed, resume)  # again, now that this process has the lock
         clean(run)
         if resume:
             before = torch.get_num_threads()
@@ -125,10 +125,10 @@ def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
     if distributed.launched().size > 1:
         for name, stage in reversed(config.stages.items()):  # what a recipe is for comes last
             stage.check_processes(config, name)
-    check_folder(config, Path(out), seed, resume)
+    check_run_folder(config, Path(out), seed, resume)
 
 
-def check_folder(config: Config, out: Path, seed: int, resume: bool) -> None:
+def check_run_folder(config: Config, out: Path, seed: int, resume: bool) -> None:
     """Raises ConfigError if the folder holds another run, or none that can be resumed."""
     if resume:
         check_resumable(out, config, seed)

@@ -74,7 +74,8 @@ class RawColumns:
     def __init__(self, folder: Path, recording: Recording) -> None:
         self.folder, self.recording = folder, recording
         self.lengths = recording.lengths + 1  # rows of each episode
-        columns = {**recording.extra, **recording.columns_by_role(), TERMINATED: FLAG}
+        roles = {**recording.columns_by_role(), TERMINATED: FLAG}
+        columns = {**roles, **recording.extra, **roles}  # in this order, with the roles' own
         self.columns = {
             name: Column(c.shape, c.dtype.newbyteorder("=")) for name, c in columns.items()
         }

@@ -105,17 +105,14 @@ class FlatRecording(Recording):
         if OFFSETS not in self._table.columns:
             raise ConfigError(f"{self.label} holds {LENGTHS} without {OFFSETS}")
         offsets = self._table.whole(OFFSETS)
-        is_valid = all(a.ndim == 1 and a.dtype.kind in "iu" for a in (lengths, offsets))
-        if is_valid and len(lengths):
-            lengths, offsets = lengths.astype(np.int64), offsets.astype(np.int64)
-            is_valid = len(lengths) == len(offsets) and lengths.min() > 0 and offsets[0] == 0
-            is_valid = is_valid and np.array_equal(np.cumsum(lengths)[:-1], offsets[1:])
-            is_valid = is_valid and lengths.sum() == self._num_rows
-        if not is_valid:
+        are_counts = all(a.ndim == 1 and a.dtype.kind in "iu" for a in (lengths, offsets))
+        rows = lengths.astype(np.int64) if are_counts else np.zeros(1, np.int64)
+        is_whole = rows.min(initial=1) > 0 and rows.sum() == self._num_rows
+        if not (is_whole and np.array_equal(offsets, np.cumsum(rows) - rows)):
             raise ConfigError(
                 f"{self.label}: {LENGTHS} and {OFFSETS} are not those of {self._num_rows} rows"
             )
-        return lengths
+        return rows
 
     def episodes(self, first: int = 0, extra: bool = False) -> Iterator[Episode]:
         row = int(self._rows[:first].sum())
