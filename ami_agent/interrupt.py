@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import NoReturn
@@ -34,15 +35,15 @@ class Interrupted(KeyboardInterrupt):
         self.message, self.abrupt = message, abrupt
 
 
+@dataclass
 class _State:
     """The signal that was received, if any."""
 
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self.since = 0.0
-        self.depth = 0  # of `deferred` blocks
-        self.is_overdue = False
-        self.timer: threading.Timer | None = None
+    received: signal.Signals | None = None
+    since: float = 0.0
+    depth: int = 0  # of `deferred` blocks
+    is_overdue: bool = False
+    timer: threading.Timer | None = None
 
     def error(self, abrupt: bool = False) -> Interrupted:
         assert self.received is not None

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ami_agent.adapters.env import EnvConfig, behaviour_policy, done_of, rollout
+from ami_agent.adapters.env import EnvConfig, behaviour_policy, rollout
 from ami_agent.adapters.fault_tolerance import EnvError, WorkerDied
 from ami_agent.evaluation.evaluate import run_many
 from ami_agent.evaluation.policies import make_random_policy
@@ -171,7 +171,7 @@ def test_no_transition_joins_two_episodes_in_batches_of_several(mode, as_dict):
     assert sampled.terminated.any()
     assert before[:, 1].min() == 0  # episodes begin with the observation of the reset
     for step, following in pairwise(found[-20:]):
-        assert not done_of(following)[done_of(step)].any()
+        assert not following.done[step.done].any()
 
 
 def test_names_of_gymnasium_before_1_0_are_read_too():

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ami_agent.adapters.env import EnvConfig, behaviour_policy, done_of, rollout
+from ami_agent.adapters.env import EnvConfig, behaviour_policy, rollout
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.adapters.imports import call_function
 from ami_agent.adapters.make import ActionRepeat
@@ -131,9 +131,9 @@ def test_the_replay_buffer_never_joins_two_episodes(config):
     env = config.build(3)
     steps = collect_data(env, 40)
     for step, following in pairwise(steps):
-        is_first = done_of(step)
+        is_first = step.done
         assert not following.transition.interoception[is_first].any()
-        assert not done_of(following)[is_first].any()
+        assert not following.done[is_first].any()
     memory = ReplayBuffer(40, steps[0].transition, "cpu")
     for step in steps:
         memory.add(step.transition)

@@ -65,6 +65,16 @@ class StepResult(NamedTuple):
     transition: Transition
     info: Info
 
+    @property
+    def next_obs(self) -> Observation:
+        """The observation `[B, *O]` after the step."""
+        return self.transition.next_obs
+
+    @property
+    def done(self) -> Tensor:
+        """`[B]` bool: the episodes that ended with this step."""
+        return self.transition.terminated | self.transition.truncated
+
 
 @runtime_checkable
 class HasReferencePolicies(Protocol):
@@ -407,16 +417,6 @@ def owned_copy(part: Tensor, source: Any) -> Tensor:
     return part.clone() if is_shared else part
 
 
-def next_obs_of(result: StepResult) -> Observation:
-    """The observation `[B, *O]` after the step."""
-    return result.transition.next_obs
-
-
-def done_of(result: StepResult) -> Tensor:
-    """`[B]` bool: the episodes that ended with this step."""
-    return result.transition.terminated | result.transition.truncated
-
-
 ActFn: TypeAlias = Callable[[Observation], Tensor]
 """Observation `[B, *O]` -> action `[B, A]` in [-1, 1]."""
 
@@ -429,7 +429,7 @@ def rollout(act_fn: ActFn, env: EnvAdapter, obs: Observation) -> Iterator[StepRe
     while True:
         result = env.step(obs, act_fn(obs))
         yield result
-        obs = next_obs_of(result)
+        obs = result.next_obs
 
 
 def behaviour_policy(env: EnvAdapter) -> ActFn:

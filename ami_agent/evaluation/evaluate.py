@@ -21,7 +21,6 @@ from ami_agent.adapters.env import (
     HasReferencePolicies,
     StepResult,
     check_same_spaces,
-    done_of,
     rollout,
 )
 from ami_agent.adapters.vector_env import read_numbers
@@ -85,7 +84,7 @@ class OutcomeTracker:
         success, final, steps, length, score, signal_sums = self.results
         signal_sums += result.transition.interoception.cpu() * self.running[:, None]
         length += self.running
-        done = done_of(result)
+        done = result.done
         success_now = read_numbers(result.info, SUCCESS_NAMES, done)
         is_first = (success_now == 1) & self.running & (success != 1)
         steps[is_first] = length[is_first]
@@ -382,7 +381,7 @@ def latency(agent: Agent, config: EnvConfig, mode: str, task_spec: TaskSpec, see
                 act_fn = wrap(make_policy(policies.EpisodeStart(env, obs, info), episode_seed))
                 for result in islice(rollout(act_fn, env, obs), steps):
                     steps -= 1
-                    if done_of(result).any():
+                    if result.done.any():
                         break
                 episode_seed += 1
     return {

@@ -19,8 +19,6 @@ from ami_agent.adapters.env import (
     HasFactors,
     Info,
     behaviour_policy,
-    done_of,
-    next_obs_of,
     rollout,
 )
 from ami_agent.adapters.imports import call_function
@@ -69,10 +67,10 @@ def collect_steps(env: EnvAdapter, steps: int, seed: int) -> BehaviourSteps:
     observations, factors, actions = [obs], [factors_of(env, info)], []
     is_whole = torch.ones(env.num_envs, dtype=torch.bool)
     for result in islice(rollout(behaviour_policy(env), env, obs), steps):
-        observations.append(next_obs_of(result))
+        observations.append(result.next_obs)
         factors.append(factors_of(env, result.info))
         actions.append(result.transition.action)
-        is_whole &= ~done_of(result).cpu()
+        is_whole &= ~result.done.cpu()
     return BehaviourSteps(observations, torch.stack(factors), torch.stack(actions, 1), is_whole)
 
 

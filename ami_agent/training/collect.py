@@ -15,8 +15,6 @@ from ami_agent.adapters.env import (
     EnvConfig,
     Info,
     StepResult,
-    done_of,
-    next_obs_of,
     rollout,
 )
 from ami_agent.adapters.fault_tolerance import WorkerDied
@@ -212,8 +210,8 @@ class Collector(StageRun):
         metrics = self._add_to_episodes(result.transition)
         self.step += 1
         # the step after an end only resets; its next observation begins an episode
-        self._begin_episodes(next_obs_of(own), own.info, self.done)
-        self.done = done_of(result).cpu()
+        self._begin_episodes(own.next_obs, own.info, self.done)
+        self.done = result.done.cpu()
         return {"num_envs": torch.tensor(float(len(self.done))), **metrics}
 
     def _add_to_episodes(self, transition: Transition) -> dict[str, Tensor]:
@@ -292,8 +290,8 @@ class Collector(StageRun):
             for action in self.agent.replay_buffer.recent_actions(steps):
                 self._before_replayed_action(obs)
                 result = self.env.step(obs, action[self.rows].to(self.env.device))
-                obs, info = next_obs_of(result), result.info
-                reset_mask, done = done, distributed.gather(done_of(result).cpu())
+                obs, info = result.next_obs, result.info
+                reset_mask, done = done, distributed.gather(result.done.cpu())
         except WorkerDied:
             if distributed.world().size > 1:
                 raise

@@ -16,8 +16,6 @@ from ami_agent.adapters.env import (
     EnvConfig,
     EnvironmentSpec,
     behaviour_policy,
-    done_of,
-    next_obs_of,
     rollout,
 )
 from ami_agent.adapters.fault_tolerance import EnvError
@@ -130,10 +128,10 @@ def check_reward_fn(spec: EnvironmentSpec, config: EnvConfig) -> None:
         done = torch.zeros(1, dtype=torch.bool)
         for result in islice(rollout(behaviour_policy(env), env, obs), NUM_CHECKED_STEPS):
             if not done.any():  # the step after an end only resets
-                achieved.append(as_dict(next_obs_of(result))[ACHIEVED_GOAL])
+                achieved.append(as_dict(result.next_obs)[ACHIEVED_GOAL])
                 desired.append(as_dict(result.transition.obs)[DESIRED_GOAL])
                 rewards.append(result.transition.interoception[:, 0])
-            done = done_of(result)
+            done = result.done
     _check_rewards(
         _compute_rewards(compute_reward, torch.cat(achieved), torch.cat(desired)),
         torch.cat(rewards),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ami_agent.adapters.env import EnvAdapter, EnvConfig, done_of, next_obs_of
+from ami_agent.adapters.env import EnvAdapter, EnvConfig
 from ami_agent.adapters.fault_tolerance import retry_on_worker_death
 from ami_agent.adapters.make import Options
 from ami_agent.agent import Agent
@@ -277,9 +277,9 @@ class DAggerRun(SGDStageRun):
                 plan.action if round_index < len(tasks) else own_action, generator
             )
             result = env.step(obs, action)
-            obs, info = next_obs_of(result), result.info
+            obs, info = result.next_obs, result.info
             # the step after an end only resets
-            reset_mask, done = done, gather(done_of(result).cpu())
+            reset_mask, done = done, gather(result.done.cpu())
         steps = gather(Label(*(torch.stack(parts, 1) for parts in zip(*labels, strict=True))))
         return Label(*(part.transpose(0, 1).flatten(0, 1) for part in steps))  # [B, T] -> [T * B]
 
