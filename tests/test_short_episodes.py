@@ -18,12 +18,7 @@ from torch import Tensor, nn
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig, behaviour_policy, owned_copy, rollout
 from ami_agent.config import build, override
-from ami_agent.training import (
-    CollectRandom,
-    OnlineActorCritic,
-    TrainQuasimetric,
-    TrainValue,
-)
+from ami_agent.training import CollectRandom, OnlineActorCritic, TrainQuasimetric, TrainValue
 from ami_agent.training.critics import LagrangeMultiplier, init_value_units, lambda_returns
 from ami_agent.training.hierarchy import LevelWindow, hjepa_level_loss, valid_macro_steps
 from ami_agent.training.jepa import JEPALoss, unroll_loss
@@ -42,10 +37,7 @@ from modules.world_model.jepa import (
     WorldModel,
     WorldModelConfig,
 )
-from modules.world_model.latents import (
-    GaussianLatentConfig,
-    SparseLatentConfig,
-)
+from modules.world_model.latents import GaussianLatentConfig, SparseLatentConfig
 
 D, A, T = 3, 2, 4
 

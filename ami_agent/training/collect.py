@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from ami_agent.adapters.env import (
-    ActFn,
-    EnvAdapter,
-    EnvConfig,
-    Info,
-    StepResult,
-    rollout,
-)
+from ami_agent.adapters.env import ActFn, EnvAdapter, EnvConfig, Info, StepResult, rollout
 from ami_agent.adapters.fault_tolerance import WorkerDied
 from ami_agent.adapters.make import Options
 from ami_agent.agent import Agent

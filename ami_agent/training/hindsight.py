@@ -12,12 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ami_agent.adapters.env import (
-    EnvConfig,
-    EnvironmentSpec,
-    behaviour_policy,
-    rollout,
-)
+from ami_agent.adapters.env import EnvConfig, EnvironmentSpec, behaviour_policy, rollout
 from ami_agent.adapters.fault_tolerance import EnvError
 from modules.memory.replay_buffer import ALL_PARTS, Parts, ReplayBuffer
 from modules.types import ConfigError, Trajectory, as_dict
