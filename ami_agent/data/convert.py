@@ -75,9 +75,10 @@ class RawColumns:
         self.folder, self.recording = folder, recording
         self.lengths = recording.lengths + 1  # rows of each episode
         roles = {**recording.columns_by_role(), TERMINATED: FLAG}
-        columns = {**roles, **recording.extra, **roles}  # in this order, with the roles' own
+        further = {n: c for n, c in recording.extra.items() if n not in roles}
         self.columns = {
-            name: Column(c.shape, c.dtype.newbyteorder("=")) for name, c in columns.items()
+            name: Column(c.shape, c.dtype.newbyteorder("="))
+            for name, c in {**roles, **further}.items()
         }
         self._paths = {name: folder / f"{i:03d}.raw" for i, name in enumerate(self.columns)}
         self.num_done = self._resume()

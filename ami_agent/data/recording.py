@@ -155,7 +155,8 @@ class Recording:
         self, label: str, steps: int, read: Callable[[str], np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
         """The rewards of an episode, zeros where none were recorded, and its terminations. `read`
-        reads the rows of a column that belong to its steps; `label` names its place."""
+        reads the rows of a column that belong to its steps; `label` stands before the name of a
+        column in messages."""
         keys = self.keys
         rewards = read(keys.rewards) if keys.rewards else np.zeros(steps)
         if not keys.terminated:
