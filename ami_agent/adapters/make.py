@@ -31,6 +31,7 @@ from ami_agent import interrupt
 from ami_agent.adapters import fault_tolerance as faults
 from ami_agent.adapters.imports import absolute_import, choose_gl_backend, import_path
 from ami_agent.adapters.numpy_random import OwnNumpyRandom
+from ami_agent.adapters.spaces import NUMERIC_KINDS
 from ami_agent.adapters.vector_env import MergedInfos, SingleEnv, as_next_step
 from ami_agent.storage.files import parse_json
 from modules.types import STEPS, BadSetting, ConfigError
@@ -93,7 +94,7 @@ class CheckedFlags(gymnasium.Wrapper):
 
 def _to_bool(name: str, flag: Any) -> bool:
     found = np.asarray(flag)
-    if found.size != 1 or found.dtype.kind not in "biuf" or found.item() not in (0, 1):
+    if found.size != 1 or found.dtype.kind not in NUMERIC_KINDS or found.item() not in (0, 1):
         raise ValueError(f"its {name} is {flag!r:.40}; it must be True or False")
     return bool(found)
 

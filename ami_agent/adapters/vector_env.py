@@ -25,6 +25,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 from torch import Tensor
 
 from ami_agent.adapters.fault_tolerance import EnvError, SameStepDetected
+from ami_agent.adapters.spaces import NUMERIC_KINDS
 from modules.types import ConfigError
 
 FINAL_OBS = ("final_obs", "final_observation")
@@ -99,7 +100,7 @@ class MergedInfos:
             return self._add_info(merged or {}, value, index)
         is_array = isinstance(value, (bool, int, float, np.generic, np.ndarray))
         row = np.asarray(value if is_array and name != "final_obs" else None)
-        is_numeric = row.dtype.kind in "biuf"
+        is_numeric = row.dtype.kind in NUMERIC_KINDS
         if merged is None:
             shape = (self.num_envs, *row.shape)
             merged = np.zeros(shape, row.dtype) if is_numeric else self._objects(None)
@@ -379,7 +380,7 @@ def _numbers(info: Mapping[str, Any], name: str, num_envs: int) -> np.ndarray:
     rows: Any = value if _is_batch(value) else [value]
     if len(rows) != num_envs:
         return np.full(num_envs, np.nan)
-    if isinstance(rows, np.ndarray) and rows.dtype.kind in "biuf" and rows.size == num_envs:
+    if isinstance(rows, np.ndarray) and rows.dtype.kind in NUMERIC_KINDS and rows.size == num_envs:
         found = rows.reshape(num_envs).astype(np.float64)
     else:
         found = np.array([_number(row) for row in rows])
@@ -425,7 +426,7 @@ def read_table(info: Mapping[str, Any], name: str, num_envs: int, width: int) ->
     if shape != (num_envs, width):
         description = f"a {type(value).__name__}" if shape is None else f"of shape {shape}"
         raise EnvError(f"{label} is {description}; it must be of shape {(num_envs, width)}")
-    if isinstance(value, np.ndarray) and value.dtype.kind not in "biuf":
+    if isinstance(value, np.ndarray) and value.dtype.kind not in NUMERIC_KINDS:
         raise EnvError(f"{label} holds {value.dtype}; it must hold numbers")
     return value
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ami_agent.data.recording import NUMERIC_KINDS, Column, Episode, Recording
+from ami_agent.adapters.spaces import NUMERIC_KINDS
+from ami_agent.data.recording import Column, Episode, Recording
 from ami_agent.logger import Logger
 
 NUM_PATHS, MAX_POINTS, NUM_FRAMES = 40, 300, 8

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from ami_agent.adapters.spaces import NUMERIC_KINDS
 from ami_agent.resources import available_memory, format_bytes
 from modules.types import ConfigError
 
@@ -19,8 +20,6 @@ WHOLE = ""
 OBSERVATIONS, ACTIONS, REWARDS, TERMINATED = "observations", "actions", "rewards", "terminated"
 ROLES = (OBSERVATIONS, ACTIONS, REWARDS, TERMINATED)
 """What a column of numbers can be."""
-NUMERIC_KINDS = "biuf"
-"""Kinds of NumPy arrays that hold numbers: booleans, integers, floats."""
 CHECKED_FROM = 2**26
 """Bytes of an array from which on it is compared with the free memory before it is allocated."""
 
