@@ -153,7 +153,7 @@ def check_custom(agent: Agent, config: Config) -> None:
     agent.train(was_training)
 
 
-def _tried(
+def _try_part(
     custom: Mapping[str, str], prefix: str, what: str, shape: tuple[int, ...],
     run: Callable[[], Tensor],
 ) -> Tensor:  # fmt: skip
@@ -170,13 +170,13 @@ def _tried(
 
 
 def _try_components(agent: Agent, config: Config, custom: Mapping[str, str]) -> None:
-    size, tried = prod(agent.shape), partial(_tried, custom)
-    features = tried(
+    size, try_part = prod(agent.shape), partial(_try_part, custom)
+    features = try_part(
         "perception", "encoding an observation", (1, size),
         lambda: agent.perception(agent.spec.zeros(1), agent.configurator.default_modality_weights),
     )  # fmt: skip
     actions = torch.zeros(1, 2, 3, agent.spec.action_dim, device=features.device)
-    states = tried(
+    states = try_part(
         "world_model", "imagining 3 steps of 2 action sequences", (1, 2, 4, size),
         lambda: agent.world_model.imagine(features, actions).states,
     )  # fmt: skip
@@ -187,11 +187,11 @@ def _try_components(agent: Agent, config: Config, custom: Mapping[str, str]) -> 
     for name, cost_fn in agent.cost.cost_functions().items():
         prefix = f"cost.intrinsic.{name}" if name in config.cost.intrinsic else "cost"
         energy = partial(cost_fn, rollout, context)
-        tried(prefix, f"the cost {name!r} of 2 imagined futures", (1, 2), energy)
+        try_part(prefix, f"the cost {name!r} of 2 imagined futures", (1, 2), energy)
     interoceptive = agent.cost.interoceptive_cost
     critics = interoceptive.value_critics
     if critics is not None:
-        tried(
+        try_part(
             "cost.value_critics", "the values of 2 imagined futures",
             (1, 2, 3, len(interoceptive.drives.names)), lambda: critics(states[:, :, 1:]),
         )  # fmt: skip
@@ -201,7 +201,7 @@ def _try_components(agent: Agent, config: Config, custom: Mapping[str, str]) -> 
 def _try_actors(agent: Agent, context: TaskContext, custom: Mapping[str, str]) -> None:
     state, subgoals = torch.zeros_like(context.goal), agent.subgoals
     if subgoals is not None:
-        _tried(
+        _try_part(
             custom, "actor.subgoals", "the subgoal", tuple(state.shape),
             lambda: subgoals(state, context, subgoals.initial_carry(0))[0].goal,
         )  # fmt: skip
@@ -213,4 +213,4 @@ def _try_actors(agent: Agent, context: TaskContext, custom: Mapping[str, str]) -
 
         horizon = 1 if mode == "react" else context.horizon
         shape = (1, horizon, agent.spec.action_dim)
-        _tried(custom, "actor", f"a plan's actions in mode {mode!r}", shape, plan)
+        _try_part(custom, "actor", f"a plan's actions in mode {mode!r}", shape, plan)
