@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor
 
 from ami_agent.adapters.spaces import (
     Bounds,
@@ -31,7 +30,12 @@ from ami_agent.adapters.spaces import (
     OutOfBounds,
     Path,
     action_adapter,
+    as_bytes,
+    as_is,
     obs_label,
+    to_bytes,
+    to_floats,
+    to_vectors,
     warn_once,
 )
 from modules.types import ConfigError
@@ -186,7 +190,7 @@ def _conversion(what: str, space: spaces.Space, stack: int, layout: Layout) -> C
         return modality, adapter.from_env, f"one-hot, {adapter.size} numbers"
     if isinstance(space, spaces.MultiBinary):
         size = prod(space.shape)
-        return ModalitySpec((size,)), partial(_to_vectors, shape=(-1,)), f"vector, {size} switches"
+        return ModalitySpec((size,)), partial(to_vectors, shape=(-1,)), f"vector, {size} switches"
     raise ConfigError(
         f"{what} {space}; the agent observes Box, Discrete, MultiDiscrete, MultiBinary, and "
         "Dict or Tuple of these: wrap the environment so that it delivers one of them "
@@ -233,14 +237,14 @@ def _box_conversion(what: str, space: spaces.Box, stack: int, layout: Layout) ->
         if len(shape) != 2:
             raise ConfigError(f"{what} {space}, which can't be read as set: a set has 2 axes")
         summary = f"set, {shape[0]} vectors of {shape[1]} numbers each, {space.dtype}"
-        convert = _as_is if space.dtype == np.float32 else partial(_to_vectors, shape=shape)
+        convert = as_is if space.dtype == np.float32 else partial(to_vectors, shape=shape)
         return ModalitySpec(shape), convert, summary
     shape_note = f" (shape {shape})" if len(shape) > 1 else ""
     count_text = f"{prod(shape)} number{'s' if prod(shape) > 1 else ''}"
     # float32 rounds a clock in seconds since 1970, float64, to steps of two minutes
     is_double = not np.can_cast(space.dtype, np.float32)
     is_plain_vector = len(shape) == 1 and space.dtype == np.float32
-    convert = _as_is if is_plain_vector else partial(_to_vectors, shape=(-1,), double=is_double)
+    convert = as_is if is_plain_vector else partial(to_vectors, shape=(-1,), double=is_double)
     modality = ModalitySpec((prod(shape),), torch.float64 if is_double else torch.float32)
     return modality, convert, f"vector, {count_text}{shape_note}, {space.dtype}"
 
@@ -302,49 +306,11 @@ def _image_conversion(
     summary = f"image, {height}x{width}, {frames_text}{channels_text}, {space.dtype}, {order}"
     image_shape = (frames * channels, height, width)
     if space.dtype not in (np.uint8, np.bool_):
-        shaped = partial(_to_floats, shape=image_shape, last=last, origin=image_origin(space))
+        shaped = partial(to_floats, shape=image_shape, last=last, origin=image_origin(space))
         return ModalitySpec(image_shape), shaped, summary
     is_plain = space.dtype == np.uint8 and not last and space.shape == image_shape
-    convert = _as_bytes if is_plain else partial(_to_bytes, shape=image_shape, last=last)
+    convert = as_bytes if is_plain else partial(to_bytes, shape=image_shape, last=last)
     return ModalitySpec(image_shape, torch.uint8), convert, summary
-
-
-def _as_is(part: Any) -> Any:
-    return part
-
-
-def _to_vectors(part: Any, shape: tuple[int, ...], double: bool = False) -> np.ndarray:
-    part = np.asarray(part)
-    return part.reshape(len(part), *shape).astype(np.float64 if double else np.float32)
-
-
-def _channels_first(part: np.ndarray, shape: tuple[int, ...], last: bool) -> np.ndarray:
-    part = np.moveaxis(part, -1, -3) if last else part
-    return part.reshape(len(part), *shape)
-
-
-def _as_bytes(part: Any) -> Any:
-    """Raises ValueError for numbers that are no bytes."""
-    if isinstance(part, Tensor) or part.dtype == np.uint8:
-        return part
-    converted = part.astype(np.uint8)
-    if (converted != part).any():
-        raise ValueError("it holds numbers that are no bytes")
-    return converted
-
-
-def _to_bytes(part: Any, shape: tuple[int, ...], last: bool) -> np.ndarray:
-    part = _channels_first(np.asarray(part), shape, last)
-    part = 255 * part.astype(np.uint8) if part.dtype == np.bool_ else _as_bytes(part)
-    return np.ascontiguousarray(part)
-
-
-def _to_floats(
-    part: Any, shape: tuple[int, ...], last: bool, origin: np.ndarray | None
-) -> np.ndarray:
-    part = np.asarray(part)
-    part = part if origin is None else part - origin
-    return np.ascontiguousarray(_channels_first(part, shape, last), np.float32)
 
 
 def image_origin(space: spaces.Box) -> np.ndarray | None:

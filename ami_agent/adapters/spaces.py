@@ -164,6 +164,44 @@ def check_numbers(label: str, numbers: Tensor) -> None:
         raise EnvError(f"{label} holds {problem}")
 
 
+def as_is(part: Any) -> Any:
+    return part
+
+
+def to_vectors(part: Any, shape: tuple[int, ...], double: bool = False) -> np.ndarray:
+    part = np.asarray(part)
+    return part.reshape(len(part), *shape).astype(np.float64 if double else np.float32)
+
+
+def _channels_first(part: np.ndarray, shape: tuple[int, ...], last: bool) -> np.ndarray:
+    part = np.moveaxis(part, -1, -3) if last else part
+    return part.reshape(len(part), *shape)
+
+
+def as_bytes(part: Any) -> Any:
+    """Raises ValueError for numbers that are no bytes."""
+    if isinstance(part, Tensor) or part.dtype == np.uint8:
+        return part
+    converted = part.astype(np.uint8)
+    if (converted != part).any():
+        raise ValueError("it holds numbers that are no bytes")
+    return converted
+
+
+def to_bytes(part: Any, shape: tuple[int, ...], last: bool) -> np.ndarray:
+    part = _channels_first(np.asarray(part), shape, last)
+    part = 255 * part.astype(np.uint8) if part.dtype == np.bool_ else as_bytes(part)
+    return np.ascontiguousarray(part)
+
+
+def to_floats(
+    part: Any, shape: tuple[int, ...], last: bool, origin: np.ndarray | None
+) -> np.ndarray:
+    part = np.asarray(part)
+    part = part if origin is None else part - origin
+    return np.ascontiguousarray(_channels_first(part, shape, last), np.float32)
+
+
 @dataclass
 class Interface:
     """An environment's spaces, and how the agent reads them (`observations.interface_to`)."""
