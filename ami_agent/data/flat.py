@@ -18,14 +18,12 @@ import numpy as np
 
 from ami_agent.data.recording import (
     WHOLE,
-    Column,
     Episode,
     KeyChooser,
     Keys,
     ReadRows,
     Recording,
     Table,
-    check_lengths,
     flags,
 )
 from modules.types import ConfigError
@@ -38,8 +36,13 @@ BOOKKEEPING = (*ENDS, "timeouts", "valids", OFFSETS, LENGTHS)
 class FlatRecording(Recording):
     """Episodes one behind the other."""
 
-    def __init__(self, table: Table, chosen: Mapping[str, str], kind: str) -> None:
+    def __init__(self, table: Table, chosen: Mapping[str, str], file: str) -> None:
+        """`file`: the kind of file, in words."""
         self.label, self._table = str(table.path), table
+        self._is_arrival = LENGTHS in table.columns  # of rewards: they came with their row
+        others = "D4RL" if "timeouts" in table.columns else "OGBench"
+        written_by = "stable-worldmodel" if self._is_arrival else others
+        self.layout = f"{file}, rows as {written_by}'s"
         columns = {n: c for n, c in table.columns.items() if n not in (*BOOKKEEPING, NEXT_OBS)}
         keys = KeyChooser(self.label, chosen, columns).keys()
         self._num_rows = self._check_rows(keys)
@@ -52,11 +55,9 @@ class FlatRecording(Recording):
                 raise ConfigError(
                     f"{self.label}: {NEXT_OBS} is {next_obs}, and observations {self.obs[WHOLE]}"
                 )
-        self._is_arrival = LENGTHS in table.columns  # of rewards: they came with their row
         self._terminals: np.ndarray | None = None  # D4RL's, of all rows
         self._rows = self._find_rows()
-        self.lengths = check_lengths(self.label, self._rows - (not self._has_next))
-        self.layout = kind
+        self._set_lengths(self._rows - (not self._has_next))
 
     def _check_rows(self, keys: Keys) -> int:
         """The rows of the file; ConfigError where its columns have different numbers of them."""
@@ -136,10 +137,3 @@ class FlatRecording(Recording):
             terminated = self._terminals[row : row + steps]
         more = {name: read(name, row, rows) for name in (self.extra if extra else ())}
         return Episode(obs, actions, rewards, terminated, more)
-
-
-def kind_of(columns: Mapping[str, Column], file: str) -> str:
-    """The layout of flat columns in words."""
-    if LENGTHS in columns:
-        return f"{file}, rows as stable-worldmodel's"
-    return f"{file}, rows as D4RL's" if "timeouts" in columns else f"{file}, rows as OGBench's"

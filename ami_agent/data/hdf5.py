@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ami_agent.data.flat import FlatRecording, kind_of
+from ami_agent.data.flat import FlatRecording
 from ami_agent.data.recording import (
     ACTIONS,
     OBSERVATIONS,
@@ -24,7 +24,6 @@ from ami_agent.data.recording import (
     ReadRows,
     Recording,
     Table,
-    check_lengths,
     empty,
     flags,
 )
@@ -108,7 +107,7 @@ def from_hdf5(path: Path, chosen: Mapping[str, str]) -> Recording:
             f"{path} has an unknown layout: it holds {groups[:200]}, and neither rows one behind "
             "the other nor data/demo_0"
         )
-    return FlatRecording(table, chosen, kind_of(columns, "HDF5"))
+    return FlatRecording(table, chosen, "HDF5")
 
 
 class Hdf5Table(Table):
@@ -162,7 +161,7 @@ class DemoRecording(Recording):
             **{name: own[name] for key in keys[1:] if key for name in key.split("+")},
             **({"dones": own["dones"]} if "dones" in own else {}),
         }
-        self.lengths = check_lengths(self.label, np.array(list(map(self._length, self._demos))))
+        self._set_lengths([self._length(demo) for demo in self._demos])
 
     def _choose(
         self, chosen: Mapping[str, str], obs: Mapping[str, Column], own: Mapping[str, Column]

@@ -17,7 +17,7 @@ from ami_agent.adapters.env import EnvAdapter
 from ami_agent.adapters.observations import leaves
 from ami_agent.data.dataset import EpisodeDataset, column_of, dataset_of
 from ami_agent.data.hdf5 import checked_arrays, open_hdf5
-from ami_agent.data.recording import Episode, Keys, Recording, check_lengths, obs_role
+from ami_agent.data.recording import Episode, Keys, Recording, obs_role
 from ami_agent.storage import files
 from modules.types import ConfigError
 
@@ -41,7 +41,7 @@ class MinariRecording(Recording):
         self.extra = {}
         obs_keys = {part: obs_role(part) for part in self.obs}
         self.keys = Keys(obs_keys, "actions", "rewards", "terminations")
-        self.lengths = check_lengths(self.label, np.array(_read(name, self._lengths)))
+        self._set_lengths(_read(name, self._lengths))
 
     def _lengths(self) -> list[int]:
         indices = range(self.dataset.total_episodes)

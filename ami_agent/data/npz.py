@@ -13,16 +13,7 @@ from typing import IO
 
 import numpy as np
 
-from ami_agent.data.recording import (
-    Column,
-    Episode,
-    KeyChooser,
-    ReadRows,
-    Recording,
-    Table,
-    check_lengths,
-    empty,
-)
+from ami_agent.data.recording import Column, Episode, KeyChooser, ReadRows, Recording, Table, empty
 from ami_agent.storage import files
 from modules.types import ConfigError
 
@@ -133,8 +124,7 @@ class NpzFolder(Recording):
         num_obs = first.rows[keys.names[0]]
         rows = {n: c for n, c in first.columns.items() if first.rows[n] == num_obs}
         self._set_columns({**rows, **{n: first.columns[n] for n in keys.names}}, keys)
-        lengths = [self._length(NpzTable(path)) for path in self.paths]
-        self.lengths = check_lengths(self.label, np.array(lengths))
+        self._set_lengths([self._length(NpzTable(path)) for path in self.paths])
 
     def _length(self, table: NpzTable) -> int:
         """The steps of an episode; ConfigError where its columns are not those of the first file,

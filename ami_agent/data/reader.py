@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ami_agent.adapters.env import EnvAdapter
 from ami_agent.data.dataset import EpisodeDataset, dataset_of
-from ami_agent.data.flat import FlatRecording, kind_of
+from ami_agent.data.flat import FlatRecording
 from ami_agent.data.hdf5 import SIGNATURE, from_hdf5
 from ami_agent.data.minari import MinariRecording, from_minari
 from ami_agent.data.npz import NpzFolder, NpzTable
@@ -46,8 +46,7 @@ def open_recording(place: str, keys: Mapping[str, str]) -> Recording:
     if start == SIGNATURE:
         return from_hdf5(path, keys)
     if start.startswith(ZIP):
-        table = NpzTable(path)
-        return FlatRecording(table, keys, kind_of(table.columns, ".npz"))
+        return FlatRecording(NpzTable(path), keys, ".npz")
     raise ConfigError(f"{place} is neither a .npz nor an HDF5 file; data are {READABLE}")
 
 

@@ -150,6 +150,15 @@ class Recording:
             if name not in used and column.dtype.kind in NUMERIC_KINDS
         }
 
+    def _set_lengths(self, lengths: Sequence[int] | np.ndarray) -> None:
+        """ConfigError where there are no episodes, or one has no step."""
+        self.lengths = np.asarray(lengths, np.int64)
+        if not len(self.lengths):
+            raise ConfigError(f"{self.label} is empty")
+        if (self.lengths < 1).any():
+            index = int(np.argmax(self.lengths < 1))
+            raise ConfigError(f"{self.label}: episode {index} has no step")
+
     def _rewards_and_ends(
         self, label: str, steps: int, read: Callable[[str], np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -292,12 +301,3 @@ def flags(label: str, values: np.ndarray) -> np.ndarray:
             return values.astype(bool)
     shape = "" if values.ndim == 1 else f", of shape {values.shape}"
     raise ConfigError(f"{label} holds others than 0 and 1{shape}")
-
-
-def check_lengths(label: str, lengths: np.ndarray) -> np.ndarray:
-    """The lengths of episodes; ConfigError where there are none, or one has no step."""
-    if not len(lengths):
-        raise ConfigError(f"{label} is empty")
-    if (lengths < 1).any():
-        raise ConfigError(f"{label}: episode {int(np.argmax(lengths < 1))} has no step")
-    return lengths.astype(np.int64)

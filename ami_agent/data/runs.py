@@ -17,7 +17,7 @@ from ami_agent.adapters.env_spec import EnvironmentSpec, differences, from_json
 from ami_agent.adapters.observations import image_origin, interface_to
 from ami_agent.adapters.spaces import ObsField, action_adapter
 from ami_agent.data.dataset import EpisodeDataset, column_of, part_name
-from ami_agent.data.recording import Episode, Keys, Recording, check_lengths
+from ami_agent.data.recording import Episode, Keys, Recording
 from ami_agent.storage import checkpoint, files
 from modules.memory.replay_buffer import BY_ENV, ReplayBuffer
 from modules.types import ConfigError, as_dict
@@ -99,7 +99,7 @@ class RunRecording(Recording):
         self.extra = {}
         self.keys = Keys({part: name for part, (name, _) in self._fields.items()}, "action",
                          "interoception", "terminated")  # fmt: skip
-        self.lengths = check_lengths(self.label, self._buffer.episode_lengths().numpy())
+        self._set_lengths(self._buffer.episode_lengths().numpy())
 
     def episodes(self, first: int = 0, extra: bool = False) -> Iterator[Episode]:
         for number in self._numbers[first:]:
