@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from modules.types import (
     WEIGHT,
     ConfigError,
     Observation,
+    Settings,
     TaskContext,
     validate_ranges,
 )
@@ -74,17 +75,17 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskSpec:
+class TaskSpec(Settings):
     """A named task of a recipe: `ami eval DIR --task NAME`."""
 
     goal_source: Literal["env", "current", "none"] = "none"
     """The goal: the one that the environment gives, the observation at which the task is set, or
     none."""
-    drives: dict[str, float] = field(default_factory=dict)
-    limits: dict[str, float] = field(default_factory=dict)
-    modality_weights: dict[str, float] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
-    horizon: int = 0
+    drives: Annotated[dict[str, float], WEIGHT] = field(default_factory=dict)
+    limits: Annotated[dict[str, float], (-1e12, 1e12)] = field(default_factory=dict)
+    modality_weights: Annotated[dict[str, float], WEIGHT] = field(default_factory=dict)
+    weights: Annotated[dict[str, float], WEIGHT] = field(default_factory=dict)
+    horizon: Annotated[int, (0, HORIZON[1])] = 0
     cvar_alpha: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment in which this task is evaluated."""
@@ -95,10 +96,7 @@ class TaskSpec:
     each and reports their success apart; none: the task itself."""
 
     def __post_init__(self) -> None:
-        validate_ranges(
-            self, drives=WEIGHT, limits=(-1e12, 1e12), modality_weights=WEIGHT, weights=WEIGHT
-        )
-        validate_ranges(self, horizon=(0, HORIZON[1]))
+        super().__post_init__()
         if self.cvar_alpha is not None:
             validate_ranges(self, cvar_alpha=FRACTION)
 
@@ -126,29 +124,19 @@ class PlannerSettings(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfiguratorConfig:
-    goal_distance: float = 0.0
+class ConfiguratorConfig(Settings):
+    goal_distance: Annotated[float, WEIGHT] = 0.0
     """Weight u of the squared distance to the goal in representation space."""
-    control_cost: float = 0.0
+    control_cost: Annotated[float, WEIGHT] = 0.0
     """Weight u of the squared length of the actions."""
-    critic: float = 1.0
+    critic: Annotated[float, WEIGHT] = 1.0
     """Weight v of the goal critic: the number of steps to the goal."""
-    modality_weights: dict[str, float] = field(default_factory=dict)
+    modality_weights: Annotated[dict[str, float], WEIGHT] = field(default_factory=dict)
     """Factor on the features of each modality, by name; 1 where a name is missing."""
-    cvar_alpha: float = 1.0
+    cvar_alpha: Annotated[float, FRACTION] = 1.0
     """Fraction of worst futures that counts: 1 is the mean, 0 the worst alone."""
     conditioned_on: tuple[str, ...] = ()
     """Costs whose weights are inputs of the policy, so that one policy serves several tasks."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(
-            self,
-            goal_distance=WEIGHT,
-            control_cost=WEIGHT,
-            critic=WEIGHT,
-            modality_weights=WEIGHT,
-            cvar_alpha=FRACTION,
-        )
 
     def build(
         self, planner: PlannerSettings, modes: tuple[str, ...], modalities: Sequence[str],

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isqrt, prod
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from modules.types import WIDTH, ConfigError, MapShape, validate_ranges
+from modules.types import WIDTH, ConfigError, MapShape, Settings
 
 
 @lru_cache(maxsize=64)
@@ -510,16 +510,13 @@ numbers of a state do."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlimpseConfig:
-    points: int = 1
+class GlimpseConfig(Settings):
+    points: Annotated[int, WIDTH] = 1
     """Keypoints in the state."""
-    channels: int = 4
+    channels: Annotated[int, WIDTH] = 4
     """Channels C of the feature map in the state."""
-    radius: int = 2
+    radius: Annotated[int, (0, 1000)] = 2
     """Cells of the map that the glimpse covers to every side of a keypoint."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, points=WIDTH, channels=WIDTH, radius=(0, 1000))
 
     def build(self, shape: MapShape) -> Glimpse:
         side = isqrt(max(0, prod(shape) - 4 * self.points) // self.channels)

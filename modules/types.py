@@ -12,7 +12,16 @@ A state is always flat, `[..., D]`: an encoder and a dynamics model of feature m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from functools import cache
+from typing import (
+    Annotated,
+    Any,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
 from torch import Tensor
@@ -80,6 +89,8 @@ BATCH: Range = (1, 1_000_000)
 WIDTH: Range = (1, 65_536)
 """Units of a layer, channels of a map, dimensions of a state."""
 HORIZON: Range = (1, 10_000)
+COUNT: Range = (1, 100_000)
+"""Of anything else of which there is at least one."""
 WEIGHT: Range = (0.0, 1e6)
 """Weight of a loss term or of a cost."""
 FRACTION: Range = (0.0, 1.0)
@@ -109,6 +120,22 @@ def validate_ranges(settings: object, **ranges: Range) -> None:
             if not is_number or not low <= part <= high:  # type: ignore[operator]  # NaN fails
                 kind = "a whole number " if integer else ""
                 raise BadSetting(label, part, f"{kind}from {_plain(low)} to {_plain(high)}")
+
+
+class Settings:
+    """The base of settings. A field that holds numbers is annotated with the range of each,
+    `hidden: Annotated[int, WIDTH]`; BadSetting for a number outside of it."""
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        validate_ranges(self, **annotated_ranges(kind))
+
+
+@cache
+def annotated_ranges(kind: type) -> dict[str, Range]:
+    """The ranges that the fields of a class are annotated with, by name."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: h.__metadata__[0] for name, h in hints.items() if get_origin(h) is Annotated}
 
 
 def shorten(value: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,8 @@ from modules.types import (
     Plan,
     PlannerCarry,
     PlannerProtocol,
+    Settings,
     TaskContext,
-    validate_ranges,
 )
 
 
@@ -84,19 +84,16 @@ class PolicyEvaluator(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveActorConfig:
-    hidden: int = 128
+class AdaptiveActorConfig(Settings):
+    hidden: Annotated[int, WIDTH] = 128
     """Units of the predictor's hidden layers."""
-    tolerance: float = 0.1
+    tolerance: Annotated[float, FRACTION] = 0.1
     """Fraction of the predicted gain of planning over resting that Mode-1 may lose."""
-    slack: float = 0.05
+    slack: Annotated[float, (0.0, 1e3)] = 0.05
     """Energy difference that is ignored, in standard deviations of the plan energies of the
     task."""
-    patience: int = 5
+    patience: Annotated[int, STEPS] = 5
     """Steps after planning without planning again, unless the energy rises by more than `slack`."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, hidden=WIDTH, tolerance=FRACTION, slack=(0.0, 1e3), patience=STEPS)
 
     def build_predictor(
         self, shape: MapShape, num_tasks: int, task_dim: int

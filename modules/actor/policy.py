@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,8 @@ from modules.types import (
     PlannerCarry,
     PlannerProtocol,
     PolicyFn,
+    Settings,
     TaskContext,
-    validate_ranges,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ MAX_ALTERNATIVES = 64
 """Largest number of discrete options whose alternatives are evaluated to improve a policy."""
 
 
-class _ContinuousActions:
+class _ContinuousActions(Settings):
     def squash(self, raw: Tensor) -> Tensor:
         """Unbounded numbers `[..., A]` -> valid actions."""
         raise NotImplementedError
@@ -86,11 +86,8 @@ class BoxActions(_ContinuousActions):
 class BallActions(_ContinuousActions):
     """Action vectors of Euclidean length up to `radius`."""
 
-    radius: float = 1.0
+    radius: Annotated[float, (_EPS, 1e3)] = 1.0
     """Greatest length; below 1 it keeps actions within the range of the training data."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, radius=(_EPS, 1e3))
 
     def squash(self, raw: Tensor) -> Tensor:
         """r u tanh|u| / |u|, `[..., A]`."""
@@ -131,15 +128,12 @@ class BallActions(_ContinuousActions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneHotActions:
+class OneHotActions(Settings):
     """One or several discrete choices, one-hot each. The most likely option is chosen, with the
     gradient of its probability (straight-through, Bengio et al. 2013; Jang et al. 2017)."""
 
-    sizes: tuple[int, ...]
+    sizes: Annotated[tuple[int, ...], (1, 1_000_000)]
     """Number of options of each choice."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, sizes=(1, 1_000_000))
 
     def squash(self, raw: Tensor) -> Tensor:
         """Logits `[..., A]` -> actions."""
@@ -180,16 +174,13 @@ ActionSpace = BoxActions | BallActions | OneHotActions
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyConfig:
-    hidden: int = 256
-    goal_dims: int = 0
+class PolicyConfig(Settings):
+    hidden: Annotated[int, WIDTH] = 256
+    goal_dims: Annotated[int, (0, 65_536)] = 0
     """The first so many dimensions of state and goal that define a goal; 0: all."""
     relu: bool = False
     """Three ReLU layers instead of two SiLU layers, for actions that change sharply with the
     state."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, hidden=WIDTH, goal_dims=(0, 65_536))
 
     def build(
         self, shape: MapShape, action_dim: int, action_space: ActionSpace, task_dim: int
@@ -325,16 +316,13 @@ class PolicyProposal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StuckPerturbationConfig:
-    check_every: int = 3
+class StuckPerturbationConfig(Settings):
+    check_every: Annotated[int, HORIZON] = 3
     """Plans between two checks of progress."""
-    min_progress: float = 0.75
+    min_progress: Annotated[float, FRACTION] = 0.75
     """Least decrease of the plan's energy between two checks, in units of the cost."""
-    min_energy: float = 2.0
+    min_energy: Annotated[float, (0.0, 1e12)] = 2.0
     """Energy below which the agent is never considered stuck, in units of the cost."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, check_every=HORIZON, min_progress=FRACTION, min_energy=(0.0, 1e12))
 
     def build(self, evaluator: RolloutEvaluator) -> StuckPerturbation:
         return StuckPerturbation(self, evaluator)

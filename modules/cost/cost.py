@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from math import prod
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -44,21 +44,18 @@ from modules.types import (
     CostFn,
     MapShape,
     Rollout,
+    Settings,
     TaskContext,
-    validate_ranges,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class IntrinsicCostConfig:
+class IntrinsicCostConfig(Settings):
     """Settings of an intrinsic cost of the user's own, which is a subclass with a `build`. The cost
     has no parameters: nothing can train it."""
 
-    weight: float = 1.0
+    weight: Annotated[float, WEIGHT] = 1.0
     """Its weight u_i in every task that names none."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, weight=WEIGHT)
 
     def build(self) -> CostFn:
         """The cost, differentiable: an imagined rollout and the task -> energy `[B, P]`."""
@@ -242,19 +239,19 @@ def no_goal_critic(rollout: Rollout, context: TaskContext) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValueCriticsConfig:
-    hidden: int = 256
-    discount: float = 0.97
+class ValueCriticsConfig(Settings):
+    hidden: Annotated[int, WIDTH] = 256
+    discount: Annotated[float, FRACTION] = 0.97
     """gamma; 0: derived from the length of the collected episodes when training of the critics
     begins, and saved with their weights."""
-    num_critics: int = 1
+    num_critics: Annotated[int, (1, 100)] = 1
     """Size of the ensemble of critics."""
     norm: bool = False
     """LayerNorm in every hidden layer, which bounds the values of unfamiliar states (Ball et al.
     2023)."""
 
     def __post_init__(self) -> None:
-        validate_ranges(self, hidden=WIDTH, num_critics=(1, 100), discount=FRACTION)
+        super().__post_init__()
         if self.discount == 1:
             raise BadSetting("discount", self.discount, "from 0 to less than 1")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +25,14 @@ from modules.nets import (
     silu_mlp,
     version,
 )
-from modules.types import WIDTH, MapShape, validate_ranges
+from modules.types import WIDTH, MapShape, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuasimetricConfig:
-    hidden: int = 128
-    groups: int = 8
-    units: int = 8
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, hidden=WIDTH, groups=WIDTH, units=WIDTH)
+class QuasimetricConfig(Settings):
+    hidden: Annotated[int, WIDTH] = 128
+    groups: Annotated[int, WIDTH] = 8
+    units: Annotated[int, WIDTH] = 8
 
     def build(self, shape: MapShape) -> Quasimetric:
         return Quasimetric(self.build_embedding(shape, self.groups * self.units), self.groups)
@@ -121,18 +119,13 @@ class FourierQuasimetricConfig(QuasimetricConfig):
     """A quasimetric on Fourier features of the state, for states that are close in space but far
     apart in steps, on two sides of a wall for instance."""
 
-    hidden: int = 256
-    num_frequencies: int = 128
-    frequency_scale: float = 2.0
+    hidden: Annotated[int, WIDTH] = 256
+    num_frequencies: Annotated[int, WIDTH] = 128
+    frequency_scale: Annotated[float, (0.0, 1e6)] = 2.0
     """Standard deviation of the frequencies, in radians per unit of the state."""
-    goal_dims: int = 0
+    goal_dims: Annotated[int, (0, 65_536)] = 0
     """The first so many dimensions of the state that define a goal, its position for instance; 0:
     all."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        validate_ranges(self, num_frequencies=WIDTH, frequency_scale=(0.0, 1e6))
-        validate_ranges(self, goal_dims=(0, 65_536))
 
     def build_embedding(self, shape: MapShape, size: int) -> nn.Module:
         goal_dims = check_goal_dims(self.goal_dims, shape)
@@ -148,12 +141,8 @@ class FourierQuasimetricConfig(QuasimetricConfig):
 class ConvQuasimetricConfig(QuasimetricConfig):
     """A quasimetric of map states, with a convolutional embedding."""
 
-    channels: int = 32
-    hidden: int = 256
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        validate_ranges(self, channels=WIDTH)
+    channels: Annotated[int, WIDTH] = 32
+    hidden: Annotated[int, WIDTH] = 256
 
     def build_embedding(self, shape: MapShape, size: int) -> nn.Module:
         return ConvHead(shape, self.channels, self.hidden, size)
@@ -164,7 +153,7 @@ class GlimpseQuasimetricConfig(QuasimetricConfig):
     """A quasimetric on the keypoints of a state and the map around each, for states of a
     `KeypointMapEncoder`."""
 
-    hidden: int = 256
+    hidden: Annotated[int, WIDTH] = 256
     glimpse: GlimpseConfig = field(default_factory=lambda: GlimpseConfig(radius=6))
 
     def build_embedding(self, shape: MapShape, size: int) -> nn.Module:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod, sqrt
-from typing import NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from modules.types import HORIZON, WIDTH, MapShape, Observation, as_dict, validate_ranges
+from modules.types import HORIZON, WIDTH, MapShape, Observation, Settings, as_dict
 
 MemoryState: TypeAlias = tuple[Tensor, ...]
 
@@ -43,11 +43,8 @@ class ShortTermMemory(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRUMemoryConfig:
-    hidden: int = 64
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, hidden=WIDTH)
+class GRUMemoryConfig(Settings):
+    hidden: Annotated[int, WIDTH] = 64
 
     def build(self, shape: MapShape) -> GRUMemory:
         return GRUMemory(prod(shape), self.hidden)
@@ -71,14 +68,11 @@ class GRUMemory(ShortTermMemory):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionMemoryConfig:
-    num_slots: int = 64
+class AttentionMemoryConfig(Settings):
+    num_slots: Annotated[int, HORIZON] = 64
     """Observations that are kept; then the oldest is overwritten."""
-    slot_dim: int = 32
+    slot_dim: Annotated[int, WIDTH] = 32
     """Dimensions of a key and of a value."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, num_slots=HORIZON, slot_dim=WIDTH)
 
     def build(self, shape: MapShape) -> AttentionMemory:
         return AttentionMemory(prod(shape), self)

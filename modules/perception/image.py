@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from modules.types import (
     MapShape,
     ModalityWeights,
     Observation,
-    validate_ranges,
+    Settings,
 )
 
 ModalityShapes = Mapping[str, tuple[int, ...]]
@@ -95,16 +96,13 @@ class PatchEmbed(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageEncoderConfig:
-    patch: int = 5
+class ImageEncoderConfig(Settings):
+    patch: Annotated[int, WIDTH] = 5
     """Side of the patches of the first layer, in pixels."""
-    channels: int = 16
-    hidden: int = 128
-    state_dim: int = 32
+    channels: Annotated[int, WIDTH] = 16
+    hidden: Annotated[int, WIDTH] = 128
+    state_dim: Annotated[int, WIDTH] = 32
     """D"""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, patch=WIDTH, channels=WIDTH, hidden=WIDTH, state_dim=WIDTH)
 
     def build(self, shapes: ModalityShapes) -> ImageEncoder:
         return ImageEncoder(self, image_shape(shapes, self.patch))
@@ -135,13 +133,10 @@ class ImageEncoder(Encoder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpatialEncoderConfig:
-    patch: int = 4
-    channels: int = 16
-    hidden: int = 32
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, patch=WIDTH, channels=WIDTH, hidden=WIDTH)
+class SpatialEncoderConfig(Settings):
+    patch: Annotated[int, WIDTH] = 4
+    channels: Annotated[int, WIDTH] = 16
+    hidden: Annotated[int, WIDTH] = 32
 
     def build(self, shapes: ModalityShapes) -> SpatialEncoder:
         return SpatialEncoder(self, image_shape(shapes, self.patch))
@@ -211,26 +206,24 @@ def check_channels(num_channels: int, **chosen: tuple[int, ...]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeypointEncoderConfig:
-    kernel: int = 5
-    stride: int = 2
-    channels: int = 8
-    points: int = 8
+class KeypointEncoderConfig(Settings):
+    kernel: Annotated[int, WIDTH] = 5
+    stride: Annotated[int, WIDTH] = 2
+    channels: Annotated[int, WIDTH] = 8
+    points: Annotated[int, WIDTH] = 8
     """Number of keypoints."""
-    current_channels: tuple[int, ...] = ()
+    current_channels: Annotated[tuple[int, ...], CHANNEL] = ()
     """Channels of the image that show the latest frame; empty: all."""
-    previous_channels: tuple[int, ...] = ()
+    previous_channels: Annotated[tuple[int, ...], CHANNEL] = ()
     """Channels that show the frame before, as many; empty: the image shows one frame."""
-    motion_scale: float = 8.0
+    motion_scale: Annotated[float, (0.0, 1e6)] = 8.0
     """Factor on the motion of the keypoints, relative to their positions."""
-    hidden: int = 64
-    state_dim: int = 4
+    hidden: Annotated[int, WIDTH] = 64
+    state_dim: Annotated[int, WIDTH] = 4
     """D"""
 
     def __post_init__(self) -> None:
-        validate_ranges(self, channels=WIDTH, points=WIDTH, hidden=WIDTH, state_dim=WIDTH)
-        validate_ranges(self, kernel=WIDTH, stride=WIDTH, motion_scale=(0.0, 1e6))
-        validate_ranges(self, current_channels=CHANNEL, previous_channels=CHANNEL)
+        super().__post_init__()
         current, previous = len(self.current_channels), len(self.previous_channels)
         if previous and previous != current:
             raise ConfigError(
@@ -281,27 +274,25 @@ KERNEL = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeypointMapEncoderConfig:
-    current_channels: tuple[int, ...] = (1,)
+class KeypointMapEncoderConfig(Settings):
+    current_channels: Annotated[tuple[int, ...], CHANNEL] = (1,)
     """Channels of the image that show the moving objects in the latest frame."""
-    previous_channels: tuple[int, ...] = (2,)
+    previous_channels: Annotated[tuple[int, ...], CHANNEL] = (2,)
     """Channels that show them in the frame before, as many."""
-    static_channels: tuple[int, ...] = (0,)
+    static_channels: Annotated[tuple[int, ...], CHANNEL] = (0,)
     """Channels that show the static scene."""
-    points: int = 1
+    points: Annotated[int, WIDTH] = 1
     """Number of keypoints."""
-    motion_scale: float = 8.0
+    motion_scale: Annotated[float, (0.0, 1e6)] = 8.0
     """Factor on the motion of the keypoints, relative to their positions from -1 to 1."""
-    hidden: int = 16
-    channels: int = 4
+    hidden: Annotated[int, WIDTH] = 16
+    channels: Annotated[int, WIDTH] = 4
     """Channels of the map."""
-    stride: int = 2
+    stride: Annotated[int, WIDTH] = 2
     """Pixels between the cells of the map."""
 
     def __post_init__(self) -> None:
-        validate_ranges(self, points=WIDTH, motion_scale=(0.0, 1e6), hidden=WIDTH, channels=WIDTH)
-        validate_ranges(self, stride=WIDTH, current_channels=CHANNEL, previous_channels=CHANNEL)
-        validate_ranges(self, static_channels=CHANNEL)
+        super().__post_init__()
         current, previous = len(self.current_channels), len(self.previous_channels)
         static = len(self.static_channels)
         if not current == previous >= 1 or not static:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ from modules.types import (
     MapShape,
     ModalityWeights,
     Observation,
+    Settings,
     as_dict,
-    validate_ranges,
 )
 
 MAX_PATCHES = 64
@@ -171,26 +172,20 @@ MODALITY_KINDS = "a vector [N], a set of vectors [K, N] or an image [channels, h
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiModalEncoderConfig:
-    patch: int = 8
+class MultiModalEncoderConfig(Settings):
+    patch: Annotated[int, (0, 65_536)] = 8
     """Side of the patches of an image in the first layer, in pixels; 0: about an eighth of the
     shorter side of each image."""
-    hidden: int = 64
-    vector_dim: int = 16
+    hidden: Annotated[int, WIDTH] = 64
+    vector_dim: Annotated[int, (0, 65_536)] = 16
     """Features of a vector, and of each member of a set; 0: the input itself, standardized by the
     first observations."""
-    image_dim: int = 32
+    image_dim: Annotated[int, WIDTH] = 32
     """Features of an image."""
-    num_frequencies: int = 16
+    num_frequencies: Annotated[int, (0, 65_536)] = 16
     """Fourier features of vectors: a sine and a cosine for each frequency."""
-    frequency_scale: float = 4.0
+    frequency_scale: Annotated[float, (0.0, 1e6)] = 4.0
     """Standard deviation of the frequencies, in radians per unit of a vector."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(
-            self, patch=(0, 65_536), hidden=WIDTH, vector_dim=(0, 65_536), image_dim=WIDTH
-        )
-        validate_ranges(self, num_frequencies=(0, 65_536), frequency_scale=(0.0, 1e6))
 
     def build(self, shapes: ModalityShapes) -> MultiModalEncoder:
         for name, shape in shapes.items():

@@ -4,12 +4,13 @@ or from a slow copy of it."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from modules.types import FRACTION, ModalityWeights, Observation, validate_ranges
+from modules.types import FRACTION, ModalityWeights, Observation, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +47,8 @@ class OnlineTarget(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMATargetConfig:
-    decay: float = 0.99
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, decay=FRACTION)
+class EMATargetConfig(Settings):
+    decay: Annotated[float, FRACTION] = 0.99
 
     def build(self, perception: nn.Module) -> EMATarget:
         return EMATarget(perception, self.decay)

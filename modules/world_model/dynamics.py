@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from modules.nets import (
     to_cells,
     version,
 )
-from modules.types import WIDTH, MapShape, validate_ranges
+from modules.types import WIDTH, MapShape, Settings
 
 
 def _zero_init(layer: nn.Linear | nn.Conv2d) -> nn.Module:
@@ -61,11 +61,8 @@ def modulate(features: Tensor, modulation: Modulation) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLPDynamicsConfig:
-    hidden: int = 128
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, hidden=WIDTH)
+class MLPDynamicsConfig(Settings):
+    hidden: Annotated[int, WIDTH] = 128
 
     def build(self, shape: MapShape, action_dim: int, latent_dim: int = 0) -> MLPDynamics:
         input_layer = nn.Linear(prod(shape), self.hidden)
@@ -370,17 +367,14 @@ class Unroll:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FourierDynamicsConfig:
+class FourierDynamicsConfig(Settings):
     """`MLPDynamics` on Fourier features of the state: for sharp changes of the dynamics, at thin
     walls for instance, in a smooth representation."""
 
-    hidden: int = 256
-    num_frequencies: int = 128
-    frequency_scale: float = 4.0
+    hidden: Annotated[int, WIDTH] = 256
+    num_frequencies: Annotated[int, WIDTH] = 128
+    frequency_scale: Annotated[float, (0.0, 1e6)] = 4.0
     """Standard deviation of the frequencies, in radians per unit of the state."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, hidden=WIDTH, num_frequencies=WIDTH, frequency_scale=(0.0, 1e6))
 
     def build(self, shape: MapShape, action_dim: int, latent_dim: int = 0) -> MLPDynamics:
         size = prod(shape)
@@ -389,15 +383,12 @@ class FourierDynamicsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlimpseDynamicsConfig:
+class GlimpseDynamicsConfig(Settings):
     """`MLPDynamics` on the keypoints of a state and the map around each, for states of a
     `KeypointMapEncoder`: the effect of a wall is learnt once for all positions and all layouts."""
 
-    hidden: int = 256
+    hidden: Annotated[int, WIDTH] = 256
     glimpse: GlimpseConfig = field(default_factory=GlimpseConfig)
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, hidden=WIDTH)
 
     def build(self, shape: MapShape, action_dim: int, latent_dim: int = 0) -> MLPDynamics:
         glimpse = self.glimpse.build(shape)
@@ -406,11 +397,8 @@ class GlimpseDynamicsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvDynamicsConfig:
-    hidden: int = 64
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, hidden=WIDTH)
+class ConvDynamicsConfig(Settings):
+    hidden: Annotated[int, WIDTH] = 64
 
     def build(self, shape: MapShape, action_dim: int, latent_dim: int = 0) -> ConvDynamics:
         return ConvDynamics(self, shape, action_dim, latent_dim)

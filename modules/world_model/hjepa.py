@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,8 @@ from modules.types import (
     PlannerCarry,
     QuasimetricFns,
     Rollout,
+    Settings,
     TaskContext,
-    validate_ranges,
 )
 from modules.world_model.dynamics import (
     FourierDynamicsConfig,
@@ -77,12 +77,12 @@ class SharedCritic(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JEPALevelConfig:
-    state_dim: int = 0
+class JEPALevelConfig(Settings):
+    state_dim: Annotated[int, (0, 65_536)] = 0
     """Dimensions of the level's own state; 0: it shares the state of the level below."""
-    macro_dim: int = 4
+    macro_dim: Annotated[int, WIDTH] = 4
     """Dimensions of a macro-action, M."""
-    hidden: int = 256
+    hidden: Annotated[int, WIDTH] = 256
     dynamics: MLPDynamicsConfig | FourierDynamicsConfig | GlimpseDynamicsConfig = field(
         default_factory=FourierDynamicsConfig
     )
@@ -92,9 +92,6 @@ class JEPALevelConfig:
         QuasimetricConfig | FourierQuasimetricConfig | GlimpseQuasimetricConfig | SharedCriticConfig
     ) = field(default_factory=FourierQuasimetricConfig)
     """Steps of the level from a state to a goal."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, state_dim=(0, 65_536), macro_dim=WIDTH, hidden=WIDTH)
 
     def build(
         self,
@@ -215,8 +212,8 @@ MAX_LEVELS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class HierarchicalJEPAConfig:
-    steps_per_level: tuple[int, ...] = (6,)
+class HierarchicalJEPAConfig(Settings):
+    steps_per_level: Annotated[tuple[int, ...], (2, 10_000)] = (6,)
     """For each level above, the lowest first: how many steps of the level below its step spans."""
     level: JEPALevelConfig = field(default_factory=JEPALevelConfig)
     planner: GradientPlannerConfig = field(
@@ -228,27 +225,23 @@ class HierarchicalJEPAConfig:
         default_factory=lambda: ScenarioCVaRConfig(num_scenarios=8)
     )
     """Sampled futures of each candidate, if a level has a latent variable."""
-    num_proposals: int = 4
+    num_proposals: Annotated[int, (0, 100_000)] = 4
     """Candidates sampled from the prior at every level, P."""
-    prior_weight: float = 0.3
+    prior_weight: Annotated[float, WEIGHT] = 0.3
     """Weight of the prior's negative log-likelihood, in steps of the level per nat."""
     snap_to_memory: bool = False
     """Whether subgoals are replaced by the nearest remembered state; always so for levels with
     states of their own."""
-    memory_size: int = 2000
+    memory_size: Annotated[int, (1, 10_000_000)] = 2000
     """Remembered states among which the nearest is searched."""
-    replan_every: int = 1
+    replan_every: Annotated[int, HORIZON] = 1
     """Environment steps between two plans of the levels above."""
 
     def __post_init__(self) -> None:
-        validate_ranges(
-            self, num_proposals=(0, 100_000), prior_weight=WEIGHT, memory_size=(1, 10_000_000)
-        )
-        validate_ranges(self, replan_every=HORIZON)
+        super().__post_init__()
         if not 1 <= len(self.steps_per_level) <= MAX_LEVELS:
             expected = f"from 1 to {MAX_LEVELS} numbers, one for each level above"
             raise BadSetting("steps_per_level", self.steps_per_level, expected)
-        validate_ranges(self, steps_per_level=(2, 10_000))
 
     def build(
         self,

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
 from math import prod
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from modules.nets import EnsembleHead, StandardizedHead, no_numbers, relu_mlp, silu_mlp
-from modules.types import WIDTH, ImagineByHand, MapShape, PolicyFn, Rollout, validate_ranges
+from modules.types import WIDTH, ImagineByHand, MapShape, PolicyFn, Rollout, Settings
 from modules.world_model.dynamics import (
     ConvDynamics,
     ConvDynamicsConfig,
@@ -68,11 +68,8 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InteroceptionHeadConfig:
-    hidden: int = 128
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, hidden=WIDTH)
+class InteroceptionHeadConfig(Settings):
+    hidden: Annotated[int, WIDTH] = 128
 
     def build(self, shape: MapShape, channels: int, action_dim: int) -> InteroceptionHead:
         return InteroceptionHead(relu_mlp(prod(shape), self.hidden, channels), channels)
@@ -126,12 +123,9 @@ class NoInteroception(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnsembleConfig:
-    members: int = 5
-    hidden: int = 64
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, members=(2, 100), hidden=WIDTH)
+class EnsembleConfig(Settings):
+    members: Annotated[int, (2, 100)] = 5
+    hidden: Annotated[int, WIDTH] = 64
 
     def build(self, shape: MapShape, action_dim: int) -> Ensemble:
         size, hidden = prod(shape), self.hidden

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import log, pi
-from typing import NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from modules.nets import silu_mlp
-from modules.types import WIDTH, validate_ranges
+from modules.types import WIDTH, Settings
 
 Dynamics: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """State `[N, D]`, action and latent variable `[N, A + Z]` -> next state `[N, D]`."""
@@ -69,13 +69,10 @@ class _PosteriorLatent(Latent):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianLatentConfig:
-    size: int = 4
+class GaussianLatentConfig(Settings):
+    size: Annotated[int, WIDTH] = 4
     """Z"""
-    hidden: int = 64
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, size=WIDTH, hidden=WIDTH)
+    hidden: Annotated[int, WIDTH] = 64
 
     def build(self, state_dim: int, action_dim: int) -> GaussianLatent:
         return GaussianLatent(state_dim, action_dim, self.hidden, self.size)
@@ -147,15 +144,12 @@ def _probit(noise: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseLatentConfig:
-    size: int = 8
+class SparseLatentConfig(Settings):
+    size: Annotated[int, WIDTH] = 8
     """Z"""
-    hidden: int = 64
-    memory_size: int = 1024
+    hidden: Annotated[int, WIDTH] = 64
+    memory_size: Annotated[int, (1, 10_000_000)] = 1024
     """Inferred z that are kept, from which planning samples."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, size=WIDTH, hidden=WIDTH, memory_size=(1, 10_000_000))
 
     def build(self, state_dim: int, action_dim: int) -> SparseLatent:
         return SparseLatent(self, state_dim, action_dim)
@@ -206,15 +200,12 @@ def _laplace(noise: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CategoricalLatentConfig:
-    num_categories: int = 16
+class CategoricalLatentConfig(Settings):
+    num_categories: Annotated[int, (2, 65_536)] = 16
     """Z"""
-    noise_std: float = 0.05
+    noise_std: Annotated[float, (1e-4, 1e3)] = 0.05
     """Standard deviation of the residual in each dimension of the state."""
-    hidden: int = 64
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, num_categories=(2, 65_536), hidden=WIDTH, noise_std=(1e-4, 1e3))
+    hidden: Annotated[int, WIDTH] = 64
 
     def build(self, state_dim: int, action_dim: int) -> CategoricalLatent:
         return CategoricalLatent(self, state_dim, action_dim)

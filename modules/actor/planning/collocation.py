@@ -5,7 +5,7 @@ depth does not grow with the horizon (GRASP: Psenka et al. 2026, arXiv 2602.0047
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ from modules.types import (
     PlannerCarry,
     ProposalFn,
     Rollout,
+    Settings,
     TaskContext,
-    validate_ranges,
 )
 
 _TINY = 1e-8
@@ -49,57 +49,44 @@ class Units(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollocationConfig:
-    horizon: int = 24
+class CollocationConfig(Settings):
+    horizon: Annotated[int, HORIZON] = 24
     """Planning horizon in steps, H."""
-    iterations: int = 64
+    iterations: Annotated[int, ITERATIONS] = 64
     """Gradient steps on virtual states and actions from a cold start."""
-    warm_iterations: int = 16
+    warm_iterations: Annotated[int, ITERATIONS] = 16
     """Gradient steps from a warm start, the last plan shifted by one step."""
-    sync_every: int = 64
+    sync_every: Annotated[int, (1, ITERATIONS[1])] = 64
     """Gradient steps between two syncs, in which the actions are polished on their real rollouts;
     the last step is followed by one."""
-    polish_steps: int = 16
+    polish_steps: Annotated[int, ITERATIONS] = 16
     """Gradient steps of each sync on the actions alone, by the energy of their real rollouts."""
-    num_proposals: int = 4
+    num_proposals: Annotated[int, (1, 1_000_000)] = 4
     """Candidates beside that of the policy, P: warm starts, then random ones."""
-    num_warm_starts: int = 2
+    num_warm_starts: Annotated[int, (0, 1_000_000)] = 2
     """Candidates of the last plan that are kept, the best ones; the others are drawn anew."""
-    lr: float = 0.05
+    lr: Annotated[float, (0.0, 100.0)] = 0.05
     """Adam's learning rate on the unbounded actions."""
-    state_lr: float = 1.0
+    state_lr: Annotated[float, (0.0, 100.0)] = 1.0
     """Adam's learning rate on the virtual states, in full steps (the distance of a full action)."""
-    weight: float = 0.1
+    weight: Annotated[float, (_TINY, 1e6)] = 0.1
     """Initial weight of the dynamics penalty: a defect of one full step at one time costs as much
     energy as moving every state by this many full steps down the cost would save."""
-    final_weight: float = 10.0
+    final_weight: Annotated[float, (_TINY, 1e6)] = 10.0
     """Weight of the dynamics penalty before each sync, to which it grows exponentially (a penalty
     method, Nocedal & Wright 2006, 17.1)."""
-    dynamics_grad_scale: float = 1.0
+    dynamics_grad_scale: Annotated[float, FRACTION] = 1.0
     """Factor on the gradient that reaches a virtual state through the dynamics model: 0 is GRASP,
     for models whose state gradients are brittle; 1 is direct collocation."""
-    landed_fraction: float = 0.5
+    landed_fraction: Annotated[float, FRACTION] = 0.5
     """Fraction of the cost that is evaluated at the states predicted from the virtual ones, which
     moves the actions; the rest is evaluated at the virtual states, which moves those."""
-    linear_init: float = 1.0
+    linear_init: Annotated[float, FRACTION] = 1.0
     """With a goal: initial virtual states of random candidates, from their rollout (0) to a
     straight line to the goal (1)."""
-    noise: float = 0.03
+    noise: Annotated[float, (0.0, 1e3)] = 0.03
     """Standard deviation of the noise added to the virtual states at every gradient step, in full
     steps; it decays to 0 before each sync."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(
-            self, horizon=HORIZON, num_proposals=(1, 1_000_000), num_warm_starts=(0, 1_000_000)
-        )
-        validate_ranges(
-            self, iterations=ITERATIONS, warm_iterations=ITERATIONS, polish_steps=ITERATIONS
-        )
-        validate_ranges(self, sync_every=(1, ITERATIONS[1]), lr=(0.0, 100.0), state_lr=(0.0, 100.0))
-        validate_ranges(self, weight=(_TINY, 1e6), final_weight=(_TINY, 1e6), noise=(0.0, 1e3))
-        validate_ranges(
-            self, dynamics_grad_scale=FRACTION, landed_fraction=FRACTION, linear_init=FRACTION
-        )
 
     def build(self, evaluator: RolloutEvaluator, proposal_fn: ProposalFn) -> Collocation:
         return Collocation(self, evaluator, proposal_fn)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ from modules.types import (
     PlannerCarry,
     ProposalFn,
     Rollout,
+    Settings,
     TaskContext,
-    validate_ranges,
 )
 
 MAX_EVALUATIONS = 16
@@ -39,25 +39,19 @@ MAX_EVALUATIONS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientPlannerConfig:
-    horizon: int = 8
+class GradientPlannerConfig(Settings):
+    horizon: Annotated[int, HORIZON] = 8
     """Planning horizon in steps, H."""
-    iterations: int = 8
+    iterations: Annotated[int, ITERATIONS] = 8
     """Gradient steps from a cold start."""
-    warm_iterations: int = 4
+    warm_iterations: Annotated[int, ITERATIONS] = 4
     """Gradient steps from a warm start, the last plan shifted by one step."""
-    num_proposals: int = 4
+    num_proposals: Annotated[int, (1, 1_000_000)] = 4
     """Candidates beside that of the policy, P: warm starts, then random ones."""
-    num_warm_starts: int = 2
+    num_warm_starts: Annotated[int, (0, 1_000_000)] = 2
     """Candidates of the last plan that are kept, the best ones; the others are drawn anew."""
-    lr: float = 0.2
+    lr: Annotated[float, (0.0, 100.0)] = 0.2
     """Adam's learning rate on the unbounded actions."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(
-            self, horizon=HORIZON, num_proposals=(1, 1_000_000), num_warm_starts=(0, 1_000_000)
-        )
-        validate_ranges(self, iterations=ITERATIONS, warm_iterations=ITERATIONS, lr=(0.0, 100.0))
 
     def build(self, evaluator: RolloutEvaluator, proposal_fn: ProposalFn) -> GradientPlanner:
         return GradientPlanner(self, evaluator, proposal_fn)

@@ -4,23 +4,21 @@ their energies are aggregated (CVaR)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from modules.types import EvaluatedRollouts, Rollout, TaskContext, validate_ranges
+from modules.types import COUNT, EvaluatedRollouts, Rollout, Settings, TaskContext
 
 BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScenarioCVaRConfig:
-    num_scenarios: int = 16
+class ScenarioCVaRConfig(Settings):
+    num_scenarios: Annotated[int, COUNT] = 16
     """Sampled futures of each candidate, K."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, num_scenarios=(1, 100_000))
 
     def build(self, noise_dim: int) -> ScenarioCVaR | None:
         """`noise_dim`: U, the noise of one step of the world model; None for a deterministic one,

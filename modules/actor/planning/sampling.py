@@ -4,6 +4,7 @@ MPPI)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -22,27 +23,23 @@ from modules.types import (
     Plan,
     PlannerCarry,
     ProposalFn,
+    Settings,
     TaskContext,
-    validate_ranges,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SamplerConfig:
-    horizon: int = 8
+class _SamplerConfig(Settings):
+    horizon: Annotated[int, HORIZON] = 8
     """Planning horizon in steps, H."""
-    iterations: int = 4
+    iterations: Annotated[int, ITERATIONS] = 4
     """Refits of the Gaussian from a cold start."""
-    warm_iterations: int = 4
+    warm_iterations: Annotated[int, ITERATIONS] = 4
     """Refits from a warm start, the last plan shifted by one step."""
-    num_samples: int = 64
+    num_samples: Annotated[int, (1, 1_000_000)] = 64
     """Sampled action sequences of each iteration, P."""
-    init_std: float = 0.7
+    init_std: Annotated[float, (0.0, 1e3)] = 0.7
     """Initial standard deviation of the actions, whose range is [-1, 1]."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, horizon=HORIZON, iterations=ITERATIONS, warm_iterations=ITERATIONS)
-        validate_ranges(self, num_samples=(1, 1_000_000), init_std=(0.0, 1e3))
 
 
 class _Sampler:
@@ -86,12 +83,8 @@ class _Sampler:
 
 @dataclass(frozen=True, kw_only=True)
 class CEMConfig(_SamplerConfig):
-    num_elites: int = 8
+    num_elites: Annotated[int, (1, 1_000_000)] = 8
     """Best samples that the Gaussian is refitted to."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        validate_ranges(self, num_elites=(1, 1_000_000))
 
     def build(self, evaluator: RolloutEvaluator, proposal_fn: ProposalFn) -> CEM:
         return CEM(self, evaluator, proposal_fn)
@@ -111,13 +104,9 @@ class CEM(_Sampler):
 
 @dataclass(frozen=True, kw_only=True)
 class MPPIConfig(_SamplerConfig):
-    temperature: float = 0.2
+    temperature: Annotated[float, (1e-6, 1e6)] = 0.2
     """Temperature in standard deviations of the energies, so that it does not depend on the
     cost."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        validate_ranges(self, temperature=(1e-6, 1e6))
 
     def build(self, evaluator: RolloutEvaluator, proposal_fn: ProposalFn) -> MPPI:
         return MPPI(self, evaluator, proposal_fn)

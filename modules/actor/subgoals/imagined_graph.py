@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from modules.actor.subgoals.edges import (
     subsample_path,
 )
 from modules.types import (
+    COUNT,
     ENV_STEPS,
     GOAL_COSTS,
     HORIZON,
@@ -28,8 +29,8 @@ from modules.types import (
     LatentRolloutFn,
     MapShape,
     QuasimetricFns,
+    Settings,
     TaskContext,
-    validate_ranges,
 )
 
 CHUNK_SIZE = 16
@@ -40,48 +41,30 @@ MIN_EDGE_COST = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImaginedLandmarkGraphConfig:
-    num_landmarks: int = 97
+class ImaginedLandmarkGraphConfig(Settings):
+    num_landmarks: Annotated[int, (2, 100_000)] = 97
     """K, the initial state included."""
-    nodes_per_round: int = 8
+    nodes_per_round: Annotated[int, COUNT] = 8
     """Landmarks added in each round of growth."""
-    branches: int = 12
+    branches: Annotated[int, COUNT] = 12
     """Futures imagined from each new landmark."""
-    branch_steps: int = 6
+    branch_steps: Annotated[int, HORIZON] = 6
     """Steps of each of these futures, under one repeated action."""
-    min_spacing: float = 2.0
+    min_spacing: Annotated[float, (0.0, 1e6)] = 2.0
     """Least distance between landmarks in steps, the longer of both directions, as long as
     candidates that far apart exist."""
-    frontier_size: int = 64
+    frontier_size: Annotated[int, COUNT] = 64
     """Imagined states that are kept as candidates for the next rounds."""
-    trusted_edge_length: float = 2.0
+    trusted_edge_length: Annotated[float, (1e-3, 1e6)] = 2.0
     """Steps beyond which the cost of an edge grows faster than its length."""
-    subgoal_spacing: float = 10.0
+    subgoal_spacing: Annotated[float, (1e-3, 1e6)] = 10.0
     """Steps along the path between subgoals."""
-    num_subgoals: int = 4
+    num_subgoals: Annotated[int, HORIZON] = 4
     """Subgoals of a plan, H; the first is the goal of the level below."""
-    max_edges: int = 32
+    max_edges: Annotated[int, COUNT] = 32
     """Longest path that is followed, in landmarks."""
-    stuck_after: int = 8
+    stuck_after: Annotated[int, ENV_STEPS] = 8
     """Plans between two checks of progress (`EdgeFeedback`)."""
-
-    def __post_init__(self) -> None:
-        many = (1, 100_000)
-        validate_ranges(
-            self,
-            num_landmarks=(2, 100_000),
-            nodes_per_round=many,
-            branches=many,
-            branch_steps=HORIZON,
-        )
-        validate_ranges(
-            self,
-            min_spacing=(0.0, 1e6),
-            frontier_size=many,
-            trusted_edge_length=(1e-3, 1e6),
-            subgoal_spacing=(1e-3, 1e6),
-        )
-        validate_ranges(self, num_subgoals=HORIZON, max_edges=many, stuck_after=ENV_STEPS)
 
     def build(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from modules.actor.subgoals.edges import (
     subsample_path,
 )
 from modules.types import (
+    COUNT,
     ENV_STEPS,
     GOAL_COSTS,
     HORIZON,
@@ -37,8 +38,8 @@ from modules.types import (
     LatentRolloutFn,
     MapShape,
     QuasimetricFns,
+    Settings,
     TaskContext,
-    validate_ranges,
 )
 
 CHUNK_SIZE = 64
@@ -97,46 +98,29 @@ class RiskGraph(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LandmarkGraphConfig:
-    num_landmarks: int = 300
+class LandmarkGraphConfig(Settings):
+    num_landmarks: Annotated[int, (2, 100_000)] = 300
     """K"""
-    trusted_edge_length: float = 2.0
+    trusted_edge_length: Annotated[float, (1e-3, 1e6)] = 2.0
     """Steps beyond which the cost of an edge grows faster than its length."""
-    unvisited_edge_factor: float = 4.0
+    unvisited_edge_factor: Annotated[float, (1.0, 1e6)] = 4.0
     """Factor on the cost of an edge that the data never traverse."""
-    subgoal_spacing: float = 10.0
+    subgoal_spacing: Annotated[float, (1e-3, 1e6)] = 10.0
     """Steps along the path between subgoals."""
-    num_subgoals: int = 4
+    num_subgoals: Annotated[int, HORIZON] = 4
     """Subgoals of a plan, H; the first is the goal of the level below."""
-    max_edges: int = 32
+    max_edges: Annotated[int, COUNT] = 32
     """Longest path that is followed, in landmarks."""
-    replan_every: int = 1
+    replan_every: Annotated[int, HORIZON] = 1
     """Environment steps between two plans of this level."""
-    num_outcomes: int = 256
+    num_outcomes: Annotated[int, COUNT] = 256
     """Sampled next states of each landmark that estimate its setbacks, J."""
-    stuck_after: int = 8
+    stuck_after: Annotated[int, ENV_STEPS] = 8
     """Plans between two checks of progress (`EdgeFeedback`)."""
     stochastic_edges: bool = False
     """Whether edges carry where chance led from them: paths then are the cheapest on average, or in
     the worst cases as the task demands, over what may happen on the way. Recorded chance events
     count, in place of the world model's setbacks."""
-
-    def __post_init__(self) -> None:
-        many = (1, 100_000)
-        validate_ranges(
-            self,
-            num_landmarks=(2, 100_000),
-            trusted_edge_length=(1e-3, 1e6),
-            unvisited_edge_factor=(1.0, 1e6),
-        )
-        validate_ranges(
-            self,
-            subgoal_spacing=(1e-3, 1e6),
-            num_subgoals=HORIZON,
-            max_edges=many,
-            replan_every=HORIZON,
-        )
-        validate_ranges(self, num_outcomes=many, stuck_after=ENV_STEPS)
 
     def build(
         self,
