@@ -221,6 +221,11 @@ class TaskContext(NamedTuple):
     # index of the agent's task that differs in goal and mode alone; 0 if there is none
     task: int = 0
 
+    @property
+    def pursues_goal(self) -> bool:
+        """Whether a cost that needs a goal has a weight."""
+        return any(self.weights.get(name) for name in GOAL_COSTS)
+
     def select(self, env_ids: Tensor) -> TaskContext:
         """The context of some of the environments, `[N]` indices or a mask."""
         parts = ("goal", "task_vector", "episode_states", "step_scale", "upper_plans")

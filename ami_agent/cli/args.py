@@ -313,7 +313,8 @@ def _docstring(cls: type, name: str) -> str | None:
     if name == "_type":  # of the settings of a class, the class itself
         owner = cls.__qualname__.removesuffix("Config")
         return getattr(sys.modules[cls.__module__], owner, cls).__doc__
-    fields = docstring_parser.parse_from_object(cls).params
+    owners = filter(is_dataclass, cls.__mro__)
+    fields = (each for owner in owners for each in docstring_parser.parse_from_object(owner).params)
     return next((field.description for field in fields if field.arg_name == name), None)
 
 

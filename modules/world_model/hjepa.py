@@ -28,7 +28,6 @@ from modules.cost.quasimetric import (
 )
 from modules.nets import silu_mlp
 from modules.types import (
-    GOAL_COSTS,
     HORIZON,
     WEIGHT,
     WIDTH,
@@ -310,7 +309,7 @@ class HierarchicalJEPA(nn.Module):
         self, state: Tensor, context: TaskContext, carry: HierarchyCarry
     ) -> tuple[TaskContext, HierarchyCarry]:
         """`[B, D]` -> the context with the subgoal as its goal; unchanged before training."""
-        if not (any(context.weights.get(name) for name in GOAL_COSTS) and self.is_trained()):
+        if not (context.pursues_goal and self.is_trained()):
             return context, carry
         subgoals = carry.subgoals
         if (

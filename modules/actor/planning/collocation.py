@@ -20,7 +20,6 @@ from modules.actor.planning.evaluator import (
 from modules.actor.planning.gradient import Adam, DescentPlanner, best_of, descend
 from modules.types import (
     FRACTION,
-    GOAL_COSTS,
     HORIZON,
     ITERATIONS,
     Plan,
@@ -140,9 +139,8 @@ class Collocation(DescentPlanner):
         offered, random = initial.states[:, :num_offered], initial.states[:, num_offered:]
         fraction = torch.arange(1, context.horizon + 1).to(state)[:, None] / context.horizon
         line = state[:, None] + fraction * (context.goal - state)[:, None]  # [B, H, D]
-        has_goal = any(context.weights.get(name) for name in GOAL_COSTS)
         line = line[:, None].expand_as(random)
-        random = torch.lerp(random, line, self.config.linear_init * has_goal)
+        random = torch.lerp(random, line, self.config.linear_init * context.pursues_goal)
         return initial._replace(states=torch.cat([offered, random], 1))
 
     def _units(self, state: Tensor, virtual: VirtualRollouts, context: TaskContext) -> Units:

@@ -1,14 +1,24 @@
-"""The protocol of every hierarchy."""
+"""The protocol of every hierarchy, and what the levels that plan on landmarks share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from modules.types import TaskContext
+from modules.actor.subgoals.edges import EdgeFeedback, Edges, distance_penalty
+from modules.types import (
+    COUNT,
+    ENV_STEPS,
+    HORIZON,
+    ConfigError,
+    QuasimetricFns,
+    Settings,
+    TaskContext,
+)
 
 
 class LevelInfo(NamedTuple):
@@ -43,3 +53,64 @@ def gather_waypoints(landmarks: Tensor, nodes: Tensor, goal: Tensor) -> Tensor:
     count, rows = landmarks.shape[-2], torch.arange(len(nodes), device=nodes.device)[:, None]
     found = landmarks.expand(len(nodes), -1, -1)[rows, nodes.clamp_max(count - 1)]
     return torch.where((nodes == count)[..., None], goal[:, None], found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LandmarkLevelConfig(Settings):
+    """Settings of every level that plans on landmarks."""
+
+    num_landmarks: Annotated[int, (2, 100_000)] = 300
+    """K"""
+    trusted_edge_length: Annotated[float, (1e-3, 1e6)] = 2.0
+    """Steps beyond which the cost of an edge grows faster than its length."""
+    subgoal_spacing: Annotated[float, (1e-3, 1e6)] = 10.0
+    """Steps along the path between subgoals."""
+    num_subgoals: Annotated[int, HORIZON] = 4
+    """Subgoals of a plan, H; the first is the goal of the level below."""
+    max_edges: Annotated[int, COUNT] = 32
+    """Longest path that is followed, in landmarks."""
+    stuck_after: Annotated[int, ENV_STEPS] = 8
+    """Plans between two checks of progress (`EdgeFeedback`)."""
+
+
+class LandmarkLevel(nn.Module):
+    """A level that takes the cheapest path over landmarks to the goal. An edge of d steps, as the
+    critic estimates them, costs d (1 + (d / trusted_edge_length)^2), because the estimate is
+    reliable for near states only."""
+
+    learned_levels: Sequence[LevelInfo] = ()
+
+    def __init__(self, config: LandmarkLevelConfig, distance: QuasimetricFns | None) -> None:
+        super().__init__()
+        if distance is None:
+            name = type(self).__name__
+            raise ConfigError(
+                f"subgoals {name} needs the critic's distance: goal_critic must not be None"
+            )
+        self.config, self.distance = config, distance
+
+    def edge_cost(self, length: Tensor) -> Tensor:
+        """The cost of edges of this length in steps."""
+        return distance_penalty(length, self.config.trusted_edge_length)
+
+    def first_edges(
+        self, feedback: EdgeFeedback, start: Tensor, target: Tensor, landmarks: Tensor
+    ) -> tuple[Edges, Edges]:
+        """Embedded states and goals `[B, F]`, embedded landmarks -> the edges from each state to
+        the landmarks `[B, K]`, and those to its goal `[B]`."""
+        to_landmarks = self.distance.from_embeddings(start[:, None], landmarks)
+        to_goal = self.distance.from_embeddings(start, target)
+        return (
+            Edges(to_landmarks, feedback.penalty[:, :-1] + self.edge_cost(to_landmarks)),
+            Edges(to_goal, feedback.penalty[:, -1] + self.edge_cost(to_goal)),
+        )
+
+    def check_progress(
+        self, feedback: EdgeFeedback, start: Tensor, target: Tensor, edge_lengths: Tensor
+    ) -> EdgeFeedback:
+        """The feedback after a check of progress, for embedded states and goals `[B, F]` and the
+        lengths of edges between landmarks."""
+        moved = self.distance.from_embeddings(feedback.last_embedding, start)
+        trusted_length = self.config.trusted_edge_length
+        away_from_goal = self.distance.from_embeddings(start, target) > trusted_length
+        return feedback.update(start, moved, away_from_goal, edge_lengths < trusted_length)

@@ -2,46 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from modules.actor.subgoals.base import LevelInfo, gather_waypoints
+from modules.actor.subgoals.base import LandmarkLevel, LandmarkLevelConfig, gather_waypoints
 from modules.actor.subgoals.edges import (
+    MIN_EDGE_COST,
     MIN_PROGRESS,
     EdgeFeedback,
     Edges,
     bellman_ford,
-    distance_penalty,
     greedy_path,
     initial_feedback,
     subsample_path,
 )
 from modules.types import (
     COUNT,
-    ENV_STEPS,
-    GOAL_COSTS,
     HORIZON,
-    ConfigError,
     LatentRolloutFn,
     MapShape,
     QuasimetricFns,
-    Settings,
     TaskContext,
 )
 
 CHUNK_SIZE = 16
 """Landmarks that are compared with all others at once; bounds memory."""
 
-MIN_EDGE_COST = 1e-3
-"""Least cost of an edge in steps."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class ImaginedLandmarkGraphConfig(Settings):
+class ImaginedLandmarkGraphConfig(LandmarkLevelConfig):
     num_landmarks: Annotated[int, (2, 100_000)] = 97
     """K, the initial state included."""
     nodes_per_round: Annotated[int, COUNT] = 8
@@ -55,16 +47,6 @@ class ImaginedLandmarkGraphConfig(Settings):
     candidates that far apart exist."""
     frontier_size: Annotated[int, COUNT] = 64
     """Imagined states that are kept as candidates for the next rounds."""
-    trusted_edge_length: Annotated[float, (1e-3, 1e6)] = 2.0
-    """Steps beyond which the cost of an edge grows faster than its length."""
-    subgoal_spacing: Annotated[float, (1e-3, 1e6)] = 10.0
-    """Steps along the path between subgoals."""
-    num_subgoals: Annotated[int, HORIZON] = 4
-    """Subgoals of a plan, H; the first is the goal of the level below."""
-    max_edges: Annotated[int, COUNT] = 32
-    """Longest path that is followed, in landmarks."""
-    stuck_after: Annotated[int, ENV_STEPS] = 8
-    """Plans between two checks of progress (`EdgeFeedback`)."""
 
     def build(
         self,
@@ -73,11 +55,6 @@ class ImaginedLandmarkGraphConfig(Settings):
         distance: QuasimetricFns | None,
         imagine: LatentRolloutFn,
     ) -> ImaginedLandmarkGraph:
-        if distance is None:
-            raise ConfigError(
-                "subgoals ImaginedLandmarkGraph needs the critic's distance: goal_critic must not "
-                "be None"
-            )
         return ImaginedLandmarkGraph(self, action_dim, distance, imagine)
 
 
@@ -102,16 +79,15 @@ class ImaginedGraphCarry(NamedTuple):
     edge_feedback: EdgeFeedback | None = None
 
 
-class ImaginedLandmarkGraph(nn.Module):
+class ImaginedLandmarkGraph(LandmarkLevel):
     """A level that plans as `LandmarkGraph` does, in places that were never visited. When an
     episode begins, its landmarks grow from the present state as a tree (RRT, LaValle 1998; in a
     learnt state, Ichter & Pavone 2019): the world model imagines futures from the newest landmarks,
     and some that end far from all landmarks become landmarks too. Dynamic programming then finds
-    the cheapest path over them to the goal; an edge of d steps, as the critic estimates them, costs
-    d (1 + (d / trusted_edge_length)^2). A stuck agent takes another path (`EdgeFeedback`). Only the
-    world model and the critic are learnt, which hold in any layout."""
+    the cheapest path over them to the goal. A stuck agent takes another path (`EdgeFeedback`). Only
+    the world model and the critic are learnt, which hold in any layout."""
 
-    learned_levels: Sequence[LevelInfo] = ()
+    config: ImaginedLandmarkGraphConfig
     description = (
         "When an episode begins, the level above imagines which states the agent can reach and "
         "keeps some of them as landmarks. It takes the cheapest path over them to the goal. The "
@@ -122,12 +98,11 @@ class ImaginedLandmarkGraph(nn.Module):
         self,
         config: ImaginedLandmarkGraphConfig,
         action_dim: int,
-        distance: QuasimetricFns,
+        distance: QuasimetricFns | None,
         imagine: LatentRolloutFn,
     ) -> None:
-        super().__init__()
-        self.config, self.action_dim = config, action_dim
-        self.distance, self.imagine = distance, imagine
+        super().__init__(config, distance)
+        self.action_dim, self.imagine = action_dim, imagine
 
     def initial_carry(self, seed: int) -> ImaginedGraphCarry:
         """The next call imagines landmarks; random draws depend on the seed alone."""
@@ -138,7 +113,7 @@ class ImaginedLandmarkGraph(nn.Module):
     ) -> tuple[TaskContext, ImaginedGraphCarry]:
         """`[B, D]` -> the context with a subgoal as its goal. Landmarks and their costs to the
         goals are computed once and carried."""
-        if not any(context.weights.get(name) for name in GOAL_COSTS):
+        if not context.pursues_goal:
             return context, carry
         _, calls, graph, feedback = carry
         if graph is None or feedback is None or len(graph.landmarks) != len(state):
@@ -146,7 +121,7 @@ class ImaginedLandmarkGraph(nn.Module):
             feedback = initial_feedback(self.distance.embed(state), self.config.num_landmarks)
         start, target = self.distance.embed(state), self.distance.embed(context.goal)
         if calls and calls % self.config.stuck_after == 0:
-            feedback = self._update_feedback(feedback, graph, start, target)
+            feedback = self.check_progress(feedback, start, target, graph.edge_lengths)
         subgoals, chosen = self._path(graph, feedback, start, context.goal, target)
         feedback = feedback._replace(chosen_edge=chosen)
         context = context._replace(goal=subgoals[:, 0], upper_plans=subgoals[:, None])
@@ -167,9 +142,8 @@ class ImaginedLandmarkGraph(nn.Module):
             1,
         )
         goal_lengths = from_embeddings(embeddings, self.distance.embed(goal)[:, None])
-        trusted_length = self.config.trusted_edge_length
-        goal_costs = distance_penalty(goal_lengths, trusted_length)
-        edge_costs = distance_penalty(edge_lengths, trusted_length).clamp_min(MIN_EDGE_COST)
+        goal_costs = self.edge_cost(goal_lengths)
+        edge_costs = self.edge_cost(edge_lengths).clamp_min(MIN_EDGE_COST)
         return ImaginedGraph(
             landmarks, embeddings, edge_lengths, edge_costs, goal_lengths, goal_costs,
             bellman_ford(edge_costs, goal_costs),
@@ -230,17 +204,6 @@ class ImaginedLandmarkGraph(nn.Module):
         near = spacing / (self.config.min_spacing + MIN_EDGE_COST)
         return torch.where(spacing >= self.config.min_spacing, 1 + noise, near)
 
-    def _update_feedback(
-        self, feedback: EdgeFeedback, graph: ImaginedGraph, start: Tensor, target: Tensor
-    ) -> EdgeFeedback:
-        """The feedback after a check of progress."""
-        from_embeddings = self.distance.from_embeddings
-        trusted_length = self.config.trusted_edge_length
-        moved = from_embeddings(feedback.last_embedding, start)
-        away_from_goal = from_embeddings(start, target) > trusted_length
-        neighbours = graph.edge_lengths < trusted_length
-        return feedback.update(start, moved, away_from_goal, neighbours)
-
     def _path(
         self, graph: ImaginedGraph, feedback: EdgeFeedback, start: Tensor, goal: Tensor,
         target: Tensor,
@@ -249,14 +212,8 @@ class ImaginedLandmarkGraph(nn.Module):
         cheapest path, `[B, H, D]`, and its first edge `[B]`: K where it leads directly to the
         goal."""
         config = self.config
-        from_embeddings, trusted_length = self.distance.from_embeddings, config.trusted_edge_length
-        first = from_embeddings(start[:, None], graph.embeddings)
-        direct = from_embeddings(start, target)
-        leaving_costs = feedback.penalty[:, :-1] + distance_penalty(first, trusted_length)
-        direct_costs = feedback.penalty[:, -1] + distance_penalty(direct, trusted_length)
         nodes, travelled = greedy_path(
-            Edges(first, leaving_costs),
-            Edges(direct, direct_costs),
+            *self.first_edges(feedback, start, target, graph.embeddings),
             Edges(graph.edge_lengths, graph.edge_costs),
             Edges(graph.goal_lengths, graph.goal_costs),
             graph.cost_to_go,

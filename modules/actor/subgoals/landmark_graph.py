@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Annotated, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from modules.actor.subgoals.base import LevelInfo, gather_waypoints
+from modules.actor.subgoals.base import LandmarkLevel, LandmarkLevelConfig, gather_waypoints
 from modules.actor.subgoals.chance import (
     ChanceEvents,
     Halves,
@@ -19,10 +18,10 @@ from modules.actor.subgoals.chance import (
     estimate_events,
 )
 from modules.actor.subgoals.edges import (
+    MIN_EDGE_COST,
     MIN_PROGRESS,
     EdgeFeedback,
     Edges,
-    distance_penalty,
     follow_nodes,
     greedy_path,
     initial_feedback,
@@ -31,14 +30,10 @@ from modules.actor.subgoals.edges import (
 )
 from modules.types import (
     COUNT,
-    ENV_STEPS,
-    GOAL_COSTS,
     HORIZON,
-    ConfigError,
     LatentRolloutFn,
     MapShape,
     QuasimetricFns,
-    Settings,
     TaskContext,
 )
 
@@ -54,9 +49,6 @@ FAST_STEP = 0.95
 LOST_FACTOR = 20.0
 """What a goal that can't be reached costs on stochastic edges, in typical paths that can be
 travelled."""
-
-MIN_EDGE_COST = 1e-3
-"""Least cost of an edge in steps."""
 
 
 class RecordedChance(NamedTuple):
@@ -98,25 +90,13 @@ class RiskGraph(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LandmarkGraphConfig(Settings):
-    num_landmarks: Annotated[int, (2, 100_000)] = 300
-    """K"""
-    trusted_edge_length: Annotated[float, (1e-3, 1e6)] = 2.0
-    """Steps beyond which the cost of an edge grows faster than its length."""
+class LandmarkGraphConfig(LandmarkLevelConfig):
     unvisited_edge_factor: Annotated[float, (1.0, 1e6)] = 4.0
     """Factor on the cost of an edge that the data never traverse."""
-    subgoal_spacing: Annotated[float, (1e-3, 1e6)] = 10.0
-    """Steps along the path between subgoals."""
-    num_subgoals: Annotated[int, HORIZON] = 4
-    """Subgoals of a plan, H; the first is the goal of the level below."""
-    max_edges: Annotated[int, COUNT] = 32
-    """Longest path that is followed, in landmarks."""
     replan_every: Annotated[int, HORIZON] = 1
     """Environment steps between two plans of this level."""
     num_outcomes: Annotated[int, COUNT] = 256
     """Sampled next states of each landmark that estimate its setbacks, J."""
-    stuck_after: Annotated[int, ENV_STEPS] = 8
-    """Plans between two checks of progress (`EdgeFeedback`)."""
     stochastic_edges: bool = False
     """Whether edges carry where chance led from them: paths then are the cheapest on average, or in
     the worst cases as the task demands, over what may happen on the way. Recorded chance events
@@ -129,10 +109,6 @@ class LandmarkGraphConfig(Settings):
         distance: QuasimetricFns | None,
         imagine: LatentRolloutFn,
     ) -> LandmarkGraph:
-        if distance is None:
-            raise ConfigError(
-                "subgoals LandmarkGraph needs the critic's distance: goal_critic must not be None"
-            )
         return LandmarkGraph(self, prod(shape), distance)
 
 
@@ -146,19 +122,18 @@ class LandmarkCarry(NamedTuple):
     routes: Routes | None = None  # where edges are stochastic
 
 
-class LandmarkGraph(nn.Module):
+class LandmarkGraph(LandmarkLevel):
     """A level that plans by dynamic programming over remembered states (search on the replay
     buffer, Eysenbach et al. 2019; landmarks, Huang et al. 2019).
 
-    An edge of d steps, as the critic estimates them, costs d (1 + (d / trusted_edge_length)^2),
-    because the estimate is reliable for near states only. An edge that the data never traverse
-    costs more: it may lead through a wall. Where random outcomes set the agent back, every step
-    costs the steps lost as well, on average or in the worst cases (CVaR), as the task demands.
+    An edge that the data never traverse costs more: it may lead through a wall. Where random
+    outcomes set the agent back, every step costs the steps lost as well, on average or in the worst
+    cases (CVaR), as the task demands.
 
     The subgoal lies `subgoal_spacing` steps along the cheapest path; it is the goal itself where
     the direct edge is no more expensive. A stuck agent takes another path (`EdgeFeedback`)."""
 
-    learned_levels: Sequence[LevelInfo] = ()
+    config: LandmarkGraphConfig
     description = (
         "The level above keeps visited states as landmarks, with the cost from each to every other "
         "one. It takes the cheapest path over them to the goal. The next subgoals on it are drawn; "
@@ -173,10 +148,11 @@ class LandmarkGraph(nn.Module):
     event_outcomes: Tensor
     lost_cost: Tensor
 
-    def __init__(self, config: LandmarkGraphConfig, size: int, distance: QuasimetricFns) -> None:
-        super().__init__()
+    def __init__(
+        self, config: LandmarkGraphConfig, size: int, distance: QuasimetricFns | None
+    ) -> None:
+        super().__init__(config, distance)
         count = config.num_landmarks
-        self.config, self.distance = config, distance
         self.register_buffer("states", torch.zeros(count, size))
         self.register_buffer("setback_samples", torch.zeros(count, config.num_outcomes))
         for name in ("edge_lengths", "edge_costs", "path_costs"):
@@ -215,7 +191,7 @@ class LandmarkGraph(nn.Module):
         self.setback_samples.copy_(setbacks.sort(1, descending=True).values)
         visited = self._visited_edges(embeddings, windows)
         factor = torch.where(visited, 1, self.config.unvisited_edge_factor)
-        edge_costs = factor * self._edge_cost(edge_lengths)
+        edge_costs = factor * self.edge_cost(edge_lengths)
         # only staying is free, or two landmarks at the same place would lead to each other forever
         self.edge_costs.copy_(edge_costs.clamp_min(MIN_EDGE_COST).fill_diagonal_(0))
         if self.config.stochastic_edges:
@@ -272,7 +248,7 @@ class LandmarkGraph(nn.Module):
         self, state: Tensor, context: TaskContext, carry: LandmarkCarry
     ) -> tuple[TaskContext, LandmarkCarry]:
         """`[B, D]` -> the context with a subgoal as its goal; unchanged before `build`."""
-        if not (any(context.weights.get(name) for name in GOAL_COSTS) and self.is_built()):
+        if not (context.pursues_goal and self.is_built()):
             return context, carry
         calls, subgoals, graph, feedback, routes = carry
         if subgoals is None or len(subgoals) != len(state):
@@ -330,12 +306,7 @@ class LandmarkGraph(nn.Module):
             return initial_feedback(start, len(self.states))
         if calls // self.config.replan_every % self.config.stuck_after:
             return feedback
-        from_embeddings = self.distance.from_embeddings
-        trusted_length = self.config.trusted_edge_length
-        moved = from_embeddings(feedback.last_embedding, start)
-        away_from_goal = from_embeddings(start, target) > trusted_length
-        neighbours = self.edge_lengths < trusted_length
-        return feedback.update(start, moved, away_from_goal, neighbours)
+        return self.check_progress(feedback, start, target, self.edge_lengths)
 
     def _path(
         self, graph: RiskGraph, feedback: EdgeFeedback, ends: Ends, routes: Routes | None
@@ -355,22 +326,18 @@ class LandmarkGraph(nn.Module):
         self, graph: RiskGraph, feedback: EdgeFeedback, ends: Ends
     ) -> tuple[Tensor, Tensor]:
         """The nodes of the cheapest path, and the steps up to each (`greedy_path`)."""
-        start, target = ends.start, ends.target
-        from_embeddings, embeddings = self.distance.from_embeddings, graph.embeddings
-        goal_lengths = from_embeddings(embeddings, target[:, None])  # [B, K]
-        goal_costs = self._edge_cost(goal_lengths)
-        cost_to_go = goal_costs  # [B, K]
+        goal_lengths = self.distance.from_embeddings(graph.embeddings, ends.target[:, None])
+        goal_costs = self.edge_cost(goal_lengths)  # [B, K]
+        cost_to_go = goal_costs
         for total, left in zip(
             graph.path_costs.split(CHUNK_SIZE, 1), goal_costs.split(CHUNK_SIZE, 1), strict=True
         ):
             cost_to_go = torch.minimum(cost_to_go, (total + left[:, None]).amin(-1))
-        first = from_embeddings(start[:, None], embeddings)  # [B, K]
-        direct = from_embeddings(start, target)
-        setbacks = first * graph.expected_setback
-        leaving_costs = feedback.penalty[:, :-1] + self._edge_cost(first) + setbacks
+        leaving, direct = self.first_edges(feedback, ends.start, ends.target, graph.embeddings)
+        setbacks = leaving.length * graph.expected_setback
         return greedy_path(
-            Edges(first, leaving_costs),
-            Edges(direct, feedback.penalty[:, -1] + self._edge_cost(direct)),
+            Edges(leaving.length, leaving.cost + setbacks),
+            direct,
             Edges(self.edge_lengths, graph.edge_costs),
             Edges(goal_lengths, goal_costs),
             cost_to_go,
@@ -385,7 +352,7 @@ class LandmarkGraph(nn.Module):
             return None
         goal_lengths = self.distance.from_embeddings(graph.embeddings, ends.target[:, None])
         goal_node = self._nearest(ends.goal)
-        last = Edges(goal_lengths, self._edge_cost(goal_lengths))
+        last = Edges(goal_lengths, self.edge_cost(goal_lengths))
         hops = Hops.of(Edges(self.edge_lengths, graph.edge_costs), graph.path_costs)
         return Routes(goal_node, goal_lengths, *paths.solve(hops, last, goal_node))
 
@@ -402,13 +369,13 @@ class LandmarkGraph(nn.Module):
         first = from_embeddings(ends.start[:, None], graph.embeddings)  # [B, K]
         direct = from_embeddings(ends.start, ends.target)
         costs = feedback.penalty[:, :-1] + paths.edge_costs(
-            Edges(first, self._edge_cost(first)),
+            Edges(first, self.edge_cost(first)),
             routes.cost_to_go,
             Halves(rate[here], rate),
             Halves(after_here, routes.after_event),
         )
         direct_cost = feedback.penalty[:, -1] + paths.edge_costs(
-            Edges(direct[:, None], self._edge_cost(direct[:, None])),
+            Edges(direct[:, None], self.edge_cost(direct[:, None])),
             torch.zeros_like(after_here),
             Halves(rate[here], rate[there]),
             Halves(after_here, routes.after_event.gather(1, there)),
@@ -420,6 +387,3 @@ class LandmarkGraph(nn.Module):
             node.masked_fill(is_direct, len(self.states)), length, routes.next_node,
             self.edge_lengths, routes.goal_lengths, self.config.max_edges,
         )  # fmt: skip
-
-    def _edge_cost(self, steps: Tensor) -> Tensor:
-        return distance_penalty(steps, self.config.trusted_edge_length)
