@@ -109,9 +109,7 @@ class Descent(NamedTuple):
     """Where a descent is: what Adam continues with, and the best so far."""
 
     raw: Tensor  # [B, P, H, A]
-    momentum: Tensor  # [B, P, H, A]
-    scale: Tensor  # [B, P, H, A]
-    eps: Tensor  # [B, 1, 1, 1]
+    moments: Moments
     best: EvaluatedRollouts
 
 
@@ -156,23 +154,19 @@ class CompiledDescent:
         offered = self.planner.proposal_fn(state, context, None)  # type: ignore[arg-type]
         raw = self.evaluator.action_space.unsquash(torch.cat([given, offered], 1))
         evaluated, slope = self.evaluator.slope_fn(context)(state, raw)
-        adam = Adam(self.planner.config.lr)
-        raw = adam.step(raw, slope)
+        raw = Adam(self.planner.config.lr).step(raw, slope)
         best = evaluated.detach()._replace(energy=without_nan(evaluated.energy))
-        return Descent(raw, adam.momentum, adam.scale, adam.eps, best)
+        return Descent(raw, Moments.first(slope), best)
 
     def _step(
         self, state: Tensor, context: TaskContext, descent: Descent, factors: Tensor
     ) -> Descent:
         """`factors` `[2]`: the rate and the bias of this step of Adam."""
-        raw, momentum, scale, eps, best = descent
-        best = self._with_futures(best)
-        evaluated, slope = self.evaluator.slope_fn(context)(state, raw)
-        momentum = momentum.lerp(slope, 0.1)
-        scale = (0.999 * scale).addcmul(slope, slope, value=0.001)
-        rate, bias = factors.unbind()
-        raw = raw - rate * momentum / (scale.sqrt() + eps * bias)
-        return Descent(raw, momentum, scale, eps, best_of([best, evaluated]))
+        evaluated, slope = self.evaluator.slope_fn(context)(state, descent.raw)
+        moments, (rate, bias) = descent.moments.update(slope), factors.unbind()
+        step = rate * moments.mean / (moments.square.sqrt() + bias * moments.eps)
+        best = best_of([self._with_futures(descent.best), evaluated])
+        return Descent(descent.raw - step, moments, best)
 
     def _finish(self, state: Tensor, context: TaskContext, descent: Descent) -> tuple[Plan, Tensor]:
         actions = self.evaluator.action_space.squash(descent.raw)
@@ -248,40 +242,59 @@ def best_of(evaluations: Sequence[EvaluatedRollouts]) -> EvaluatedRollouts:
     )
 
 
+class Moments(NamedTuple):
+    """Adam's moving averages of a gradient `[B, ...]` and of its square, and its epsilon: 1e-8, or
+    less in environments where all first gradients are below 1e-5 (with rewards of 1e-6 for
+    instance)."""
+
+    mean: Tensor  # [B, ...]
+    square: Tensor  # [B, ...]
+    eps: Tensor  # [B, 1, ...]
+
+    @classmethod
+    def first(cls, slope: Tensor) -> Moments:
+        """After the first gradient."""
+        largest = slope.abs().amax(tuple(range(1, slope.ndim)), keepdim=True)
+        eps = 1e-8 * largest.clamp_min(1e-25).masked_fill_(largest >= 1e-5, 1.0)
+        return cls(0.1 * slope, 0.001 * slope.square(), eps)
+
+    def update(self, slope: Tensor) -> Moments:
+        """After the next gradient."""
+        square = (0.999 * self.square).addcmul_(slope, slope, value=0.001)
+        return Moments(self.mean.lerp(slope, 0.1), square, self.eps)
+
+
 class Adam:
-    """The step of Adam for a gradient `[B, ...]` (Kingma & Ba 2015). Its epsilon is 1e-8, or less
-    in environments where all first gradients are below 1e-5 (with rewards of 1e-6 for instance)."""
+    """The step of Adam for a gradient `[B, ...]` (Kingma & Ba 2015)."""
+
+    moments: Moments | None = None
 
     def __init__(self, lr: float) -> None:
         self.lr, self.count = lr, 0
 
     def step(self, values: Tensor, slope: Tensor) -> Tensor:
         """The values `[B, ...]` one step down the slope."""
-        rate, unbiased = self._update(slope)
-        return torch.addcdiv(values, self.momentum, unbiased, value=-rate)
+        rate, mean, divisor = self._update(slope)
+        return torch.addcdiv(values, mean, divisor, value=-rate)
 
     def __call__(self, slope: Tensor) -> Tensor:
         """The step, to be subtracted."""
-        rate, unbiased = self._update(slope)
-        return rate * self.momentum / unbiased
+        rate, mean, divisor = self._update(slope)
+        return rate * mean / divisor
 
-    def _update(self, slope: Tensor) -> tuple[float, Tensor]:
-        """The factor of the momentum, and its divisor; both of them times the square root by which
-        the second moment is biased."""
-        if self.count == 0:
-            self.momentum, self.scale = 0.1 * slope, 0.001 * slope.square()
-            largest = slope.abs().amax(tuple(range(1, slope.ndim)), keepdim=True)
-            self.eps = 1e-8 * largest.clamp_min(1e-25).masked_fill_(largest >= 1e-5, 1.0)
-        else:
-            self.momentum.lerp_(slope, 0.1)
-            self.scale.mul_(0.999).addcmul_(slope, slope, value=0.001)
+    def _update(self, slope: Tensor) -> tuple[float, Tensor, Tensor]:
+        """The factor of the mean gradient, the mean, and its divisor; factor and divisor are times
+        the square root by which the mean square is biased."""
+        last = self.moments
+        self.moments = Moments.first(slope) if last is None else last.update(slope)
         self.count += 1
+        mean, square, eps = self.moments
         rate, bias = adam_factors(self.lr, self.count)
-        return rate, self.scale.sqrt().add_(self.eps, alpha=bias)
+        return rate, mean, square.sqrt().add_(eps, alpha=bias)
 
 
 def adam_factors(lr: float, count: int) -> tuple[float, float]:
-    """Of step `count`, from 1: the factor of the momentum, and the square root by which the second
-    moment is biased."""
+    """Of step `count`, from 1: the factor of the mean gradient, and the square root by which the
+    mean square is biased."""
     bias = (1 - 0.999**count) ** 0.5
     return lr * bias / (1 - 0.9**count), bias
