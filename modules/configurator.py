@@ -52,7 +52,7 @@ class Task:
     mean, 0 the worst alone; None: the agent's own."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for values of the wrong type."""
+        """Raises ConfigError for values of the wrong type, and for sizes out of range."""
         for field_name in ("drives", "limits", "modality_weights", "weights"):
             values = getattr(self, field_name)
             if not isinstance(values, Mapping) or not all(isinstance(n, str) for n in values):
@@ -62,14 +62,13 @@ class Task:
                     raise ConfigError(f"{field_name} {name!r} is {value!r}; it must be a number")
         for field_name, maximum in (("horizon", HORIZON[1]), ("planner_iterations", ITERATIONS[1])):
             value = getattr(self, field_name)
-            if isinstance(value, bool) or not isinstance(value, Integral):
-                raise ConfigError(f"{field_name} is {value!r}; it must be a whole number")
-            if int(value) > maximum:
-                raise ConfigError(f"{field_name} is {value}; it must be at most {maximum}")
-        if self.cvar_alpha is not None and not _is_number(self.cvar_alpha):
-            raise ConfigError(
-                f"cvar_alpha is {self.cvar_alpha!r}; it must be a number from 0 to 1, or None"
-            )
+            is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if not is_whole or not 0 <= int(value) <= maximum:
+                expected = f"a whole number from 0 (the planner's own) to {maximum}"
+                raise ConfigError(f"{field_name} is {value!r}; it must be {expected}")
+        alpha = self.cvar_alpha
+        if alpha is not None and not (_is_number(alpha) and 0 <= alpha <= 1):
+            raise ConfigError(f"cvar_alpha is {alpha!r}; it must be a number from 0 to 1, or None")
         if not isinstance(self.mode, str):
             raise ConfigError(f"mode is {self.mode!r}; it must be a string")
 
@@ -199,21 +198,11 @@ class Configurator:
         """The task and its goal state `[B, D]` (any state if it has no goal) -> the context."""
         if task.mode not in self.modes:
             raise ConfigError(f"no mode {task.mode!r}; there are {', '.join(self.modes)}")
-        if min(task.horizon, task.planner_iterations) < 0:
-            raise ConfigError(
-                f"horizon is {task.horizon} and planner_iterations is {task.planner_iterations}; "
-                "they must be 0 (the planner's own) or more"
-            )
         for name, maximum in task.limits.items():
             if name not in self.drives:
                 raise ConfigError(_unknown("limit of the drive", name, self.drives))
             if not isfinite(maximum):
                 raise ConfigError(f"the limit of {name!r} is {maximum}; it must be a finite number")
-        cvar_alpha = self.cvar_alpha if task.cvar_alpha is None else task.cvar_alpha
-        if not 0 <= cvar_alpha <= 1:
-            raise ConfigError(
-                f"cvar_alpha is {cvar_alpha}; it must be from 0 (the worst alone) to 1 (the mean)"
-            )
         weights = self.cost_weights(task)
         task_vector = torch.tensor([float(weights.get(name, 0)) for name in self.conditioned_on])
         return TaskContext(
@@ -225,7 +214,7 @@ class Configurator:
             task_vector=task_vector.to(goal).expand(len(goal), -1),
             horizon=task.horizon or self.horizon,
             iterations=task.planner_iterations or self.iterations,
-            cvar_alpha=cvar_alpha,
+            cvar_alpha=self.cvar_alpha if task.cvar_alpha is None else task.cvar_alpha,
             episode_states=goal[:, None][:, :0],
             reference_states=goal[:0],
             step_scale=goal.new_ones(len(goal)),
