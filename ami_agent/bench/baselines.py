@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -164,20 +164,10 @@ class Trial:
         settings = {"env": asdict(self.config.env), "steps": self.steps, "every": self.eval_every}
         if self.algorithm == "ami":
             settings = config_io.to_json(self._agent_config())
-        trial_settings = json.loads(json.dumps(settings))
-        if not path.exists():
-            curve = self._measure(folder / str(seed), seed, console)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            run_dir.write_json(path, {"settings": trial_settings, "curve": curve})
-        stored = run_dir.read_json(path)
-        points = stored.get("curve") if isinstance(stored, dict) else None
-        if not isinstance(points, list) or not points or not all(map(_is_point, points)):
-            raise ConfigError(f"{path} holds no curve: remove it, and it is measured again")
-        stored_settings = stored.get("settings", trial_settings)
-        if differing := config_io.differences(stored_settings, trial_settings):
-            raise ConfigError(
-                f"{path} was measured with other settings, {differing[0]}: choose another --out"
-            )
+        points = measured_once(
+            path, json.loads(json.dumps(settings)), "curve",
+            lambda: self._measure(folder / str(seed), seed, console), _is_curve,
+        )  # fmt: skip
         return [tuple(point) for point in points]
 
     def _agent_config(self) -> Config:
@@ -219,8 +209,33 @@ class Trial:
         return [(int(point[0]), point[1], point[2]) for point in points if _is_point(point)]
 
 
+def measured_once(
+    path: Path, settings: Any, name: str, measure: Callable[[], Any],
+    is_valid: Callable[[Any], bool] = lambda found: isinstance(found, dict),
+) -> Any:  # fmt: skip
+    """What `measure` returns, which is kept; ConfigError where the kept file holds nothing valid of
+    this name, or was measured with other settings than these."""
+    if not path.exists():
+        found = measure()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run_dir.write_json(path, {"settings": settings, name: found})
+    stored = run_dir.read_json(path)
+    found = stored.get(name) if isinstance(stored, dict) else None
+    if not is_valid(found):
+        raise ConfigError(f"{path} holds no {name}: remove it, and it is measured again")
+    if differing := config_io.differences(stored.get("settings", settings), settings):
+        raise ConfigError(
+            f"{path} was measured with other settings, {differing[0]}: choose another --out"
+        )
+    return found
+
+
 CURVE_FIELDS = ("env_steps", "return", "seconds")
 """The names in metrics.jsonl of the numbers of a point."""
+
+
+def _is_curve(found: object) -> bool:
+    return isinstance(found, list) and bool(found) and all(map(_is_point, found))
 
 
 def _is_point(point: object) -> bool:

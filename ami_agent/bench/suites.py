@@ -3,7 +3,7 @@ published."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.console import Console
 from ami_agent import config_io
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.bench import ogbench as point_mazes
+from ami_agent.bench.baselines import measured_once
 from ami_agent.bench.ogbench import reference_policies
 from ami_agent.cli.args import CommandFlags, Device, device
 from ami_agent.config import Config, override
@@ -23,7 +24,7 @@ from ami_agent.evaluation.evaluate import evaluate_modes, evaluate_policies
 from ami_agent.evaluation.intervals import format_percent
 from ami_agent.logger import RunLogger, print_line, print_table
 from ami_agent.recipes.ogbench import NUM_TASKS, ogbench
-from ami_agent.storage import files, run_dir
+from ami_agent.storage import files
 from ami_agent.train import train
 from ami_agent.training import LoadDataset
 from modules.types import ConfigError, validate_ranges
@@ -118,7 +119,8 @@ class SuiteComparison(CommandFlags):
                 )  # fmt: skip
                 return evaluate_modes(agent, config.eval_env, modes=tuple(MODES), episodes=episodes)
 
-        return _measured_once(folder / f"suite-{self.episodes}.json", config, measure)
+        path = folder / f"suite-{self.episodes}.json"
+        return measured_once(path, config_io.to_json(config), "results", measure)
 
     def _references(self, config: Config, dataset: str, console: Console) -> dict[str, Any]:
         """Floor and ceiling."""
@@ -129,26 +131,7 @@ class SuiteComparison(CommandFlags):
             return evaluate_policies(makers, config, NUM_TASKS * self.episodes)
 
         path = self._folder(dataset) / f"references-{self.episodes}.json"
-        return _measured_once(path, config, measure)
-
-
-def _measured_once(
-    path: Path, config: Config, measure: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """What `measure` returns, which is kept; ConfigError where it was measured with other settings
-    than these."""
-    settings = config_io.to_json(config)
-    if not path.exists():
-        run_dir.write_json(path, {"settings": settings, "results": measure()})
-    stored = run_dir.read_json(path)
-    results = stored.get("results") if isinstance(stored, dict) else None
-    if not isinstance(results, dict):
-        raise ConfigError(f"{path} holds no results: remove it, and they are measured again")
-    if differing := config_io.differences(stored.get("settings"), settings):
-        raise ConfigError(
-            f"{path} was measured with other settings, {differing[0]}: choose another --out"
-        )
-    return results
+        return measured_once(path, config_io.to_json(config), "results", measure)
 
 
 COLUMNS = ["agent", "five tasks", "by task"]
