@@ -178,8 +178,8 @@ class MLPConstants:
         """The gradient of the output -> that of the input, times `scale`. `inner`: the numbers
         before the activations."""
         silu_backward, (first, second) = torch.ops.aten.silu_backward, inner
-        of_second = torch.addmm(second, grad, self.weights[2], beta=0, alpha=scale)
-        grad = silu_backward(of_second, second)
+        grad_second = torch.addmm(second, grad, self.weights[2], beta=0, alpha=scale)
+        grad = silu_backward(grad_second, second)
         return silu_backward(grad @ self.weights[1], first) @ self.weights[0]
 
 
@@ -498,10 +498,10 @@ class ConvHeadConstants(MLPConstants):
 
     def gradient(self, grad: Tensor, *inner: Tensor, scale: float = 1) -> Tensor:
         silu_backward, (one, two, *rest) = torch.ops.aten.silu_backward.grad_input, inner
-        of_two = super().gradient(grad, *rest, scale=scale).view_as(two)
-        of_one = self.second.gradient(silu_backward(of_two, two, grad_input=of_two))
-        of_cells = self.first.gradient(silu_backward(of_one, one, grad_input=of_one))
-        return of_cells.view(len(grad), -1, of_cells.shape[-1]).mT.flatten(1)
+        grad_two = super().gradient(grad, *rest, scale=scale).view_as(two)
+        grad_one = self.second.gradient(silu_backward(grad_two, two, grad_input=grad_two))
+        grad_cells = self.first.gradient(silu_backward(grad_one, one, grad_input=grad_one))
+        return grad_cells.view(len(grad), -1, grad_cells.shape[-1]).mT.flatten(1)
 
 
 POSITION_SCALE = 2.0

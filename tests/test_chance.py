@@ -26,7 +26,7 @@ from modules.actor.subgoals import LandmarkGraphConfig
 from modules.actor.subgoals.chance import (
     ChanceEvents,
     Halves,
-    Hops,
+    ShortestEdges,
     StochasticPaths,
     estimate_events,
 )
@@ -49,17 +49,17 @@ def no_events(count: int) -> ChanceEvents:
     return ChanceEvents(torch.zeros(count), torch.eye(count))
 
 
-def hops(steps: Tensor) -> Hops:
+def shortest(steps: Tensor) -> ShortestEdges:
     """Edges whose cost is their length."""
-    return Hops.of(Edges(steps, steps), shortest_paths(steps))
+    return ShortestEdges.of(Edges(steps, steps), shortest_paths(steps))
 
 
-def one_way(*lengths: tuple[int, int, float], count: int = 4) -> Hops:
+def one_way(*lengths: tuple[int, int, float], count: int = 4) -> ShortestEdges:
     """The same; all other edges are far."""
     steps = torch.full((count, count), FAR).fill_diagonal_(0)
     for start, end, length in lengths:
         steps[start, end] = length
-    return hops(steps)
+    return shortest(steps)
 
 
 def to_goal(*lengths: float) -> Edges:
@@ -113,7 +113,7 @@ def test_without_events_paths_are_the_shortest(seed, count, alpha):
     steps = (0.1 + 5 * torch.rand(count, count, generator=rng)).fill_diagonal_(0)
     last = 0.1 + 5 * torch.rand(3, count, generator=rng)
     paths = StochasticPaths(no_events(count), alpha, LOST)
-    found = paths.solve(hops(steps), Edges(last, last), torch.zeros(3, dtype=torch.long))
+    found = paths.solve(shortest(steps), Edges(last, last), torch.zeros(3, dtype=torch.long))
     torch.testing.assert_close(found[0], bellman_ford(steps, last))
 
 
@@ -129,7 +129,7 @@ def test_expected_costs_solve_the_equations_of_the_decision_process(seed, count)
     outcomes = outcomes / outcomes.sum(1, keepdim=True)
     goal_node = torch.zeros(1, dtype=torch.long)
     paths = StochasticPaths(ChanceEvents(rate, outcomes), 1.0, LOST.double())
-    costs, _, node = paths.solve(hops(steps), Edges(last, last), goal_node)
+    costs, _, node = paths.solve(shortest(steps), Edges(last, last), goal_node)
 
     def row(start: int, end: int) -> tuple[np.ndarray, float]:
         """Weights of the costs of all landmarks, and the cost of the edge itself."""
@@ -152,7 +152,7 @@ def test_expected_costs_solve_the_equations_of_the_decision_process(seed, count)
     known = np.linalg.solve(matrix, np.array([own for _, own in chosen]))
     np.testing.assert_allclose(costs[0].numpy(), known, rtol=1e-3)
     for start in range(count):
-        for end in [count, *hops(steps).nodes[start][hops(steps).exist[start]].tolist()]:
+        for end in [count, *shortest(steps).nodes[start][shortest(steps).exist[start]].tolist()]:
             weights, own = row(start, end)
             assert weights @ known + own >= known[start] * (1 - 1e-3)
 
@@ -172,8 +172,8 @@ def test_goals_are_solved_as_if_each_were_alone():
     last = 1 + 9 * torch.rand(5, 80, generator=rng)
     events = ChanceEvents(torch.rand(80, generator=rng), torch.full((80, 80), 1 / 80))
     paths, nodes = StochasticPaths(events, 0.5, LOST), torch.arange(5)
-    together = paths.solve(hops(steps), Edges(last, last), nodes)
-    single = paths.solve(hops(steps), Edges(last[3:4], last[3:4]), nodes[3:4])
+    together = paths.solve(shortest(steps), Edges(last, last), nodes)
+    single = paths.solve(shortest(steps), Edges(last[3:4], last[3:4]), nodes[3:4])
     torch.testing.assert_close(together[0][3:4], single[0], rtol=1e-3, atol=0)
     assert torch.equal(together[2][3:4], single[2])
 

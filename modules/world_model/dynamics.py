@@ -227,7 +227,7 @@ class UnrollConstants:
         return states, pullback
 
 
-class LayersOfStep(NamedTuple):
+class StepBuffers(NamedTuple):
     """Views of the buffers of an unroll that belong to one step, `[N, ...]`."""
 
     shift_1: Tensor
@@ -279,7 +279,7 @@ class Unroll:
         by_layer = (*self.shifts, *self.features, *self.factors, *self.inputs)
         by_step = [part.unbind(0) for part in (*by_layer, self.outputs[..., :-1], self.outputs)]
         self.forward_steps = [
-            LayersOfStep(*parts) for parts in zip(*by_step, modulation, strict=True)
+            StepBuffers(*parts) for parts in zip(*by_step, modulation, strict=True)
         ]
         self.backward_steps = list(
             zip(*(part.unbind(0) for part in (*self.grads, *self.slopes)), strict=True)
@@ -312,7 +312,7 @@ class Unroll:
         torch.mm(self.output_rows, c.delta, out=self.delta_rows)
         return self.path.cumsum(0)
 
-    def _outputs(self, layers: LayersOfStep) -> None:
+    def _outputs(self, layers: StepBuffers) -> None:
         """The output of the input layer -> the outputs of the last hidden layer."""
         c, (shift_1, shift_2, u, v, factor_1, factor_2, x, y, k, _, _) = self.constants, layers
         torch.addcmul(shift_1, u, factor_1, out=x)
@@ -346,24 +346,24 @@ class Unroll:
         # each state adds to all later ones
         direct = (self.later_states @ by_time).view(-1, len(self.start_rows), grad.shape[-1])
         silu_backward(self.factors, self.inputs, grad_input=self.slopes)
-        of_u = None  # [N, F], the sum over all later steps
+        grad_u = None  # [N, F], the sum over all later steps
         last = self.backward_steps[-1]
-        for of_delta, step in zip(reversed(direct.unbind(0)), self.backward_steps, strict=True):
-            of_h, of_k, slope_1, slope_2 = step
-            if of_u is not None:
-                of_delta = torch.addmm(of_delta, of_u, c.in_weight)
-            torch.mm(of_delta, c.out_weight, out=of_k)
-            torch.mm(of_k * slope_2, c.mid_weight, out=of_h)
+        for grad_delta, step in zip(reversed(direct.unbind(0)), self.backward_steps, strict=True):
+            grad_h, grad_k, slope_1, slope_2 = step
+            if grad_u is not None:
+                grad_delta = torch.addmm(grad_delta, grad_u, c.in_weight)
+            torch.mm(grad_delta, c.out_weight, out=grad_k)
+            torch.mm(grad_k * slope_2, c.mid_weight, out=grad_h)
             if step is not last or to_start:
-                of_u = of_h * slope_1 if of_u is None else of_u.addcmul_(of_h, slope_1)
+                grad_u = grad_h * slope_1 if grad_u is None else grad_u.addcmul_(grad_h, slope_1)
         silu_backward(self.grads, self.inputs, grad_input=self.grad_shifts)
         torch.mul(self.grad_shifts, self.features, out=self.grad_factors)
-        of_actions = (self.grad_rows @ c.film_weight).view(self.shape)
-        of_start = None
+        grad_actions = (self.grad_rows @ c.film_weight).view(self.shape)
+        grad_start = None
         if to_start:
-            assert of_u is not None
-            of_start = grad.sum((0, 2)) + (of_u @ c.in_weight).view_as(self.start).sum(1)
-        return of_start, of_actions
+            assert grad_u is not None
+            grad_start = grad.sum((0, 2)) + (grad_u @ c.in_weight).view_as(self.start).sum(1)
+        return grad_start, grad_actions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -514,21 +514,21 @@ class ConvUnroll(torch.autograd.Function):
         by_time = (
             to_cells(grad, c.channels).permute(2, 0, 1, 3, 4).reshape(horizon + 1, -1, c.channels)
         )
-        of_state, of_factors, of_shifts = by_time[-1], [], []
+        grad_state, grad_factors, grad_shifts = by_time[-1], [], []
         for step in range(horizon - 1, -1, -1):
             factor, u, x, y = ctx.steps[step]
-            of_k = c.delta.gradient(of_state)
-            of_h = (silu_backward(of_k, y, grad_input=of_k) @ c.mid_weight).view_as(x)
-            of_x = silu_backward(of_h, x, grad_input=of_h)
-            of_shifts.append(of_x.sum(1))
-            of_factors.append((of_x * u).sum(1))
+            grad_k = c.delta.gradient(grad_state)
+            grad_h = (silu_backward(grad_k, y, grad_input=grad_k) @ c.mid_weight).view_as(x)
+            grad_x = silu_backward(grad_h, x, grad_input=grad_h)
+            grad_shifts.append(grad_x.sum(1))
+            grad_factors.append((grad_x * u).sum(1))
             if step or ctx.needs_input_grad[0]:
-                of_u = of_x.mul_(factor).view(-1, c.hidden)
-                of_state = c.input.gradient(of_u).add_(of_state).add_(by_time[step])
-        of_shift = torch.stack(of_shifts[::-1], 1)  # [N, H, F]
-        of_factor = torch.stack(of_factors[::-1], 1).addcmul_(of_shift, c.input.bias)
-        of_actions = (torch.cat([of_factor, of_shift], -1) @ c.film_weight).view(ctx.shape)
+                grad_u = grad_x.mul_(factor).view(-1, c.hidden)
+                grad_state = c.input.gradient(grad_u).add_(grad_state).add_(by_time[step])
+        grad_shift = torch.stack(grad_shifts[::-1], 1)  # [N, H, F]
+        grad_factor = torch.stack(grad_factors[::-1], 1).addcmul_(grad_shift, c.input.bias)
+        grad_actions = (torch.cat([grad_factor, grad_shift], -1) @ c.film_weight).view(ctx.shape)
         if not ctx.needs_input_grad[0]:
-            return None, of_actions, None
-        of_start = of_state.view(batch, count, -1, c.channels).sum(1).mT.flatten(1)
-        return of_start, of_actions, None
+            return None, grad_actions, None
+        grad_start = grad_state.view(batch, count, -1, c.channels).sum(1).mT.flatten(1)
+        return grad_start, grad_actions, None

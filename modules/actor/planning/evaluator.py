@@ -88,13 +88,13 @@ class RolloutEvaluator:
         self, squash: SquashByHand, imagine: ImagineByHand, cost: CostByHand,
         state: Tensor, raw: Tensor,
     ) -> tuple[EvaluatedRollouts, Tensor]:  # fmt: skip
-        actions, to_raw = squash(raw)
-        rollout, to_actions = imagine(state, actions)
-        terms, of_states = cost(rollout)
+        actions, raw_pullback = squash(raw)
+        rollout, action_pullback = imagine(state, actions)
+        terms, grad_states = cost(rollout)
         evaluated = EvaluatedRollouts(rollout, terms, total_energy(terms), rollout.states)
         for callback in self.callbacks:
             callback(evaluated)
-        return evaluated, to_raw(to_actions(of_states))[0]  # type: ignore[return-value]
+        return evaluated, raw_pullback(action_pullback(grad_states))[0]  # type: ignore[return-value]
 
     def evaluate_with(
         self, state: Tensor, policy: PolicyFn, candidates: Tensor, context: TaskContext

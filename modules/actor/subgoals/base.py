@@ -73,6 +73,15 @@ class LandmarkLevelConfig(Settings):
     """Plans between two checks of progress (`EdgeFeedback`)."""
 
 
+class Endpoints(NamedTuple):
+    """States and goals of B environments, and their embeddings by the critic."""
+
+    state: Tensor  # [B, D]
+    goal: Tensor  # [B, D]
+    state_embedding: Tensor  # [B, F]
+    goal_embedding: Tensor  # [B, F]
+
+
 class LandmarkLevel(nn.Module):
     """A level that takes the cheapest path over landmarks to the goal. An edge of d steps, as the
     critic estimates them, costs d (1 + (d / trusted_edge_length)^2), because the estimate is
@@ -93,24 +102,30 @@ class LandmarkLevel(nn.Module):
         """The cost of edges of this length in steps."""
         return distance_penalty(length, self.config.trusted_edge_length)
 
+    def endpoints(self, state: Tensor, goal: Tensor) -> Endpoints:
+        """States and goals, `[B, D]` each, with their embeddings."""
+        return Endpoints(state, goal, self.distance.embed(state), self.distance.embed(goal))
+
     def first_edges(
-        self, feedback: EdgeFeedback, start: Tensor, target: Tensor, landmarks: Tensor
+        self, feedback: EdgeFeedback, ends: Endpoints, landmarks: Tensor
     ) -> tuple[Edges, Edges]:
-        """Embedded states and goals `[B, F]`, embedded landmarks -> the edges from each state to
-        the landmarks `[B, K]`, and those to its goal `[B]`."""
-        to_landmarks = self.distance.from_embeddings(start[:, None], landmarks)
-        to_goal = self.distance.from_embeddings(start, target)
+        """The edges from each state to the embedded landmarks `[B, K]`, and to its goal `[B]`."""
+        to_landmarks = self.distance.from_embeddings(ends.state_embedding[:, None], landmarks)
+        to_goal = self.distance.from_embeddings(ends.state_embedding, ends.goal_embedding)
         return (
             Edges(to_landmarks, feedback.penalty[:, :-1] + self.edge_cost(to_landmarks)),
             Edges(to_goal, feedback.penalty[:, -1] + self.edge_cost(to_goal)),
         )
 
     def check_progress(
-        self, feedback: EdgeFeedback, start: Tensor, target: Tensor, edge_lengths: Tensor
+        self, feedback: EdgeFeedback, ends: Endpoints, edge_lengths: Tensor
     ) -> EdgeFeedback:
-        """The feedback after a check of progress, for embedded states and goals `[B, F]` and the
-        lengths of edges between landmarks."""
-        moved = self.distance.from_embeddings(feedback.last_embedding, start)
-        trusted_length = self.config.trusted_edge_length
-        away_from_goal = self.distance.from_embeddings(start, target) > trusted_length
-        return feedback.update(start, moved, away_from_goal, edge_lengths < trusted_length)
+        """The feedback after a check of progress; `edge_lengths`: between landmarks."""
+        from_embeddings, trusted_length = (
+            self.distance.from_embeddings,
+            self.config.trusted_edge_length,
+        )
+        current = ends.state_embedding
+        moved = from_embeddings(feedback.last_embedding, current)
+        away_from_goal = from_embeddings(current, ends.goal_embedding) > trusted_length
+        return feedback.update(current, moved, away_from_goal, edge_lengths < trusted_length)

@@ -56,7 +56,7 @@ def estimate_events(visits: Tensor, before: Tensor, after: Tensor, speed: Tensor
     return ChanceEvents(rate, outcomes / outcomes.sum(1, keepdim=True))
 
 
-class Hops(NamedTuple):
+class ShortestEdges(NamedTuple):
     """The edges from each of K landmarks that are on shortest paths, at most M of them."""
 
     nodes: Tensor  # [K, M] where each leads
@@ -64,10 +64,10 @@ class Hops(NamedTuple):
     exist: Tensor  # [K, M] bool: some landmarks have fewer
 
     @classmethod
-    def of(cls, onward: Edges, shortest: Tensor) -> Hops:
+    def of(cls, onward: Edges, path_costs: Tensor) -> ShortestEdges:
         """Of edges `[K, K]` those that no shorter path replaces: a longer edge leads through the
-        same states, and what happens there too. `shortest`: the costs of the shortest paths."""
-        kept = (onward.cost <= shortest).fill_diagonal_(False)
+        same states, and what happens there too. `path_costs`: those of the shortest paths."""
+        kept = (onward.cost <= path_costs).fill_diagonal_(False)
         order = onward.cost.masked_fill(~kept, torch.inf)
         nodes = order.topk(int(kept.sum(1).amax()), largest=False).indices.sort(1).values
         edges = Edges(onward.length.gather(1, nodes), onward.cost.gather(1, nodes))
@@ -90,20 +90,27 @@ class StochasticPaths:
         self.columns = (probs > 0).any(0).nonzero().squeeze(1)  # [C] landmarks where those end
         self.probs = probs[:, self.columns]  # [R, C]
 
-    def solve(self, hops: Hops, last: Edges, goal_node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def solve(
+        self, shortest: ShortestEdges, last: Edges, goal_node: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Value iteration. Edges between landmarks, from each to the goal `[B, K]`, the landmark
         nearest to each goal `[B]` -> the cost from each landmark and the cost after an event there,
         `[B, K]` each, and the node to go to from each, `[B, K]`: K is the goal."""
         cost_to_go = self.lost_cost.expand_as(last.cost)
         for _ in range(MAX_SWEEPS):
             previous, after_event = cost_to_go, self.after_event(cost_to_go)
-            cost_to_go, node = self._sweep(hops, last, goal_node, previous, after_event)
+            cost_to_go, node = self._sweep(shortest, last, goal_node, previous, after_event)
             if bool(((cost_to_go - previous).abs() <= TOLERANCE * cost_to_go).all()):
                 break
         return cost_to_go, self.after_event(cost_to_go), node
 
     def _sweep(
-        self, hops: Hops, last: Edges, goal_node: Tensor, cost_to_go: Tensor, after_event: Tensor
+        self,
+        shortest: ShortestEdges,
+        last: Edges,
+        goal_node: Tensor,
+        cost_to_go: Tensor,
+        after_event: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """One update of all costs, and the node to go to, `[B, K]` each."""
         count, rate = cost_to_go.shape[1], self.events.rate
@@ -115,14 +122,14 @@ class StochasticPaths:
         )
         costs, nodes = [], []
         for rows in torch.arange(count, device=rate.device).split(CHUNK_SIZE):
-            ends = hops.nodes[rows]  # [R, M]
+            ends = shortest.nodes[rows]  # [R, M]
             options = self.edge_costs(
-                Edges(hops.edges.length[rows], hops.edges.cost[rows]),
+                Edges(shortest.edges.length[rows], shortest.edges.cost[rows]),
                 cost_to_go[:, ends],
                 Halves(rate[rows, None], rate[ends]),
                 Halves(after_event[:, rows, None], after_event[:, ends]),
             )
-            cost, best = options.masked_fill(~hops.exist[rows], torch.inf).min(-1)
+            cost, best = options.masked_fill(~shortest.exist[rows], torch.inf).min(-1)
             costs.append(cost)
             nodes.append(ends.expand(len(best), -1, -1).gather(2, best[..., None]).squeeze(2))
         cost, node = torch.cat(costs, 1), torch.cat(nodes, 1)

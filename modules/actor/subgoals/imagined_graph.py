@@ -8,7 +8,12 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
-from modules.actor.subgoals.base import LandmarkLevel, LandmarkLevelConfig, gather_waypoints
+from modules.actor.subgoals.base import (
+    Endpoints,
+    LandmarkLevel,
+    LandmarkLevelConfig,
+    gather_waypoints,
+)
 from modules.actor.subgoals.edges import (
     MIN_EDGE_COST,
     MIN_PROGRESS,
@@ -116,13 +121,13 @@ class ImaginedLandmarkGraph(LandmarkLevel):
         if not context.pursues_goal:
             return context, carry
         _, calls, graph, feedback = carry
+        ends = self.endpoints(state, context.goal)
         if graph is None or feedback is None or len(graph.landmarks) != len(state):
             graph, calls = self.build(state, context.goal, carry.seed), 0
-            feedback = initial_feedback(self.distance.embed(state), self.config.num_landmarks)
-        start, target = self.distance.embed(state), self.distance.embed(context.goal)
+            feedback = initial_feedback(ends.state_embedding, self.config.num_landmarks)
         if calls and calls % self.config.stuck_after == 0:
-            feedback = self.check_progress(feedback, start, target, graph.edge_lengths)
-        subgoals, chosen = self._path(graph, feedback, start, context.goal, target)
+            feedback = self.check_progress(feedback, ends, graph.edge_lengths)
+        subgoals, chosen = self._path(graph, feedback, ends)
         feedback = feedback._replace(chosen_edge=chosen)
         context = context._replace(goal=subgoals[:, 0], upper_plans=subgoals[:, None])
         return context, ImaginedGraphCarry(carry.seed, calls + 1, graph, feedback)
@@ -205,15 +210,13 @@ class ImaginedLandmarkGraph(LandmarkLevel):
         return torch.where(spacing >= self.config.min_spacing, 1 + noise, near)
 
     def _path(
-        self, graph: ImaginedGraph, feedback: EdgeFeedback, start: Tensor, goal: Tensor,
-        target: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Embedded states `[B, F]`, goals `[B, D]`, embedded goals `[B, F]` -> the subgoals of the
-        cheapest path, `[B, H, D]`, and its first edge `[B]`: K where it leads directly to the
-        goal."""
+        self, graph: ImaginedGraph, feedback: EdgeFeedback, ends: Endpoints
+    ) -> tuple[Tensor, Tensor]:
+        """The subgoals of the cheapest path, `[B, H, D]`, and its first edge `[B]`: K where it
+        leads directly to the goal."""
         config = self.config
         nodes, travelled = greedy_path(
-            *self.first_edges(feedback, start, target, graph.embeddings),
+            *self.first_edges(feedback, ends, graph.embeddings),
             Edges(graph.edge_lengths, graph.edge_costs),
             Edges(graph.goal_lengths, graph.goal_costs),
             graph.cost_to_go,
@@ -224,4 +227,4 @@ class ImaginedLandmarkGraph(LandmarkLevel):
         next_node = (travelled <= MIN_PROGRESS).sum(1).clamp_max(config.max_edges - 1)
         index = torch.maximum(index, next_node[:, None])
         index[:, 0] = torch.where(feedback.follow_closely, next_node, index[:, 0])
-        return gather_waypoints(graph.landmarks, nodes.gather(1, index), goal), nodes[:, 0]
+        return gather_waypoints(graph.landmarks, nodes.gather(1, index), ends.goal), nodes[:, 0]

@@ -9,11 +9,16 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
-from modules.actor.subgoals.base import LandmarkLevel, LandmarkLevelConfig, gather_waypoints
+from modules.actor.subgoals.base import (
+    Endpoints,
+    LandmarkLevel,
+    LandmarkLevelConfig,
+    gather_waypoints,
+)
 from modules.actor.subgoals.chance import (
     ChanceEvents,
     Halves,
-    Hops,
+    ShortestEdges,
     StochasticPaths,
     estimate_events,
 )
@@ -58,15 +63,6 @@ class RecordedChance(NamedTuple):
     after: Tensor  # [M, D]
     visited: Tensor  # [N, D] a sample of all states
     num_steps: int  # recorded steps
-
-
-class Ends(NamedTuple):
-    """States and goals of B environments, and their embeddings by the critic."""
-
-    state: Tensor  # [B, D]
-    goal: Tensor  # [B, D]
-    start: Tensor  # [B, F]
-    target: Tensor  # [B, F]
 
 
 class Routes(NamedTuple):
@@ -255,8 +251,8 @@ class LandmarkGraph(LandmarkLevel):
             calls, feedback, routes = 0, None, None
         if calls % self.config.replan_every == 0:
             graph = graph or self._risk_graph(context.cvar_alpha)
-            ends = self._ends(state, context.goal)
-            feedback = self._update_feedback(feedback, calls, ends.start, ends.target)
+            ends = self.endpoints(state, context.goal)
+            feedback = self._update_feedback(feedback, calls, ends)
             routes = routes or self._routes(graph, ends)
             subgoals, chosen = self._path(graph, feedback, ends, routes)
             feedback = feedback._replace(chosen_edge=chosen)
@@ -267,12 +263,9 @@ class LandmarkGraph(LandmarkLevel):
     def plan(self, state: Tensor, goal: Tensor, cvar_alpha: float = 1.0) -> Tensor:
         """States, goals `[B, D]` -> the subgoals of the cheapest path `[B, H, D]` at this CVaR
         level, without feedback."""
-        ends, graph = self._ends(state, goal), self._risk_graph(cvar_alpha)
-        feedback = initial_feedback(ends.start, len(self.states))
+        ends, graph = self.endpoints(state, goal), self._risk_graph(cvar_alpha)
+        feedback = initial_feedback(ends.state_embedding, len(self.states))
         return self._path(graph, feedback, ends, self._routes(graph, ends))[0]
-
-    def _ends(self, state: Tensor, goal: Tensor) -> Ends:
-        return Ends(state, goal, self.distance.embed(state), self.distance.embed(goal))
 
     def _risk_graph(self, cvar_alpha: float) -> RiskGraph:
         """The costs at this CVaR level."""
@@ -299,17 +292,17 @@ class LandmarkGraph(LandmarkLevel):
         return self.edge_costs + self.edge_lengths * setback
 
     def _update_feedback(
-        self, feedback: EdgeFeedback | None, calls: int, start: Tensor, target: Tensor
+        self, feedback: EdgeFeedback | None, calls: int, ends: Endpoints
     ) -> EdgeFeedback:
-        """The feedback from the steps so far, for embedded states and goals `[B, F]`."""
+        """The feedback from the steps so far."""
         if feedback is None:
-            return initial_feedback(start, len(self.states))
+            return initial_feedback(ends.state_embedding, len(self.states))
         if calls // self.config.replan_every % self.config.stuck_after:
             return feedback
-        return self.check_progress(feedback, start, target, self.edge_lengths)
+        return self.check_progress(feedback, ends, self.edge_lengths)
 
     def _path(
-        self, graph: RiskGraph, feedback: EdgeFeedback, ends: Ends, routes: Routes | None
+        self, graph: RiskGraph, feedback: EdgeFeedback, ends: Endpoints, routes: Routes | None
     ) -> tuple[Tensor, Tensor]:
         """The subgoals of the cheapest path, `[B, H, D]`, and its first edge `[B]`: K where it
         leads directly to the goal. `routes`: where edges are stochastic."""
@@ -323,17 +316,17 @@ class LandmarkGraph(LandmarkLevel):
         return gather_waypoints(self.states, nodes.gather(1, index), ends.goal), nodes[:, 0]
 
     def _shortest_path(
-        self, graph: RiskGraph, feedback: EdgeFeedback, ends: Ends
+        self, graph: RiskGraph, feedback: EdgeFeedback, ends: Endpoints
     ) -> tuple[Tensor, Tensor]:
         """The nodes of the cheapest path, and the steps up to each (`greedy_path`)."""
-        goal_lengths = self.distance.from_embeddings(graph.embeddings, ends.target[:, None])
+        goal_lengths = self.distance.from_embeddings(graph.embeddings, ends.goal_embedding[:, None])
         goal_costs = self.edge_cost(goal_lengths)  # [B, K]
         cost_to_go = goal_costs
         for total, left in zip(
             graph.path_costs.split(CHUNK_SIZE, 1), goal_costs.split(CHUNK_SIZE, 1), strict=True
         ):
             cost_to_go = torch.minimum(cost_to_go, (total + left[:, None]).amin(-1))
-        leaving, direct = self.first_edges(feedback, ends.start, ends.target, graph.embeddings)
+        leaving, direct = self.first_edges(feedback, ends, graph.embeddings)
         setbacks = leaving.length * graph.expected_setback
         return greedy_path(
             Edges(leaving.length, leaving.cost + setbacks),
@@ -345,19 +338,19 @@ class LandmarkGraph(LandmarkLevel):
         )
 
     @torch.no_grad()
-    def _routes(self, graph: RiskGraph, ends: Ends) -> Routes | None:
+    def _routes(self, graph: RiskGraph, ends: Endpoints) -> Routes | None:
         """What to do at each landmark, where edges are stochastic."""
         paths = graph.stochastic
         if paths is None:
             return None
-        goal_lengths = self.distance.from_embeddings(graph.embeddings, ends.target[:, None])
+        goal_lengths = self.distance.from_embeddings(graph.embeddings, ends.goal_embedding[:, None])
         goal_node = self._nearest(ends.goal)
         last = Edges(goal_lengths, self.edge_cost(goal_lengths))
-        hops = Hops.of(Edges(self.edge_lengths, graph.edge_costs), graph.path_costs)
-        return Routes(goal_node, goal_lengths, *paths.solve(hops, last, goal_node))
+        shortest = ShortestEdges.of(Edges(self.edge_lengths, graph.edge_costs), graph.path_costs)
+        return Routes(goal_node, goal_lengths, *paths.solve(shortest, last, goal_node))
 
     def _stochastic_path(
-        self, graph: RiskGraph, feedback: EdgeFeedback, ends: Ends, routes: Routes
+        self, graph: RiskGraph, feedback: EdgeFeedback, ends: Endpoints, routes: Routes
     ) -> tuple[Tensor, Tensor]:
         """The nodes of the path that costs least over what may happen, where nothing happens, and
         the steps up to each (`follow_nodes`)."""
@@ -366,8 +359,8 @@ class LandmarkGraph(LandmarkLevel):
         here = self._nearest(ends.state)[:, None]
         there, rate = routes.goal_node[:, None], self.event_rates
         after_here = routes.after_event.gather(1, here)
-        first = from_embeddings(ends.start[:, None], graph.embeddings)  # [B, K]
-        direct = from_embeddings(ends.start, ends.target)
+        first = from_embeddings(ends.state_embedding[:, None], graph.embeddings)  # [B, K]
+        direct = from_embeddings(ends.state_embedding, ends.goal_embedding)
         costs = feedback.penalty[:, :-1] + paths.edge_costs(
             Edges(first, self.edge_cost(first)),
             routes.cost_to_go,
