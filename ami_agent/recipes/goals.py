@@ -53,6 +53,7 @@ def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Confi
     has_images = any(len(shape) == 3 for shape in spec.shapes.values())
     is_low = not has_images and sum(map(prod, spec.shapes.values())) <= LOW_DIMENSIONAL
     weights = IMAGE_WEIGHTS if has_images else IDENTITY_WEIGHTS
+    optim = OptimConfig(steps=3000, batch_size=256)  # of the policy
     return Config(
         recipe="goals",
         env=env,
@@ -95,15 +96,13 @@ def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Confi
                 optim=OptimConfig(steps=5000, batch_size=256, lr=2e-3),
             ),
             "select_landmarks": SelectLandmarks(num_candidates=10_000, length=2 * UNIT),
-            **_policy_stage(has_dataset=dataset is not None),
+            # recorded actions have aims that are worth repeating; random ones have not
+            **(
+                {"goal_bc": GoalConditionedBC(max_goal_offset=2 * UNIT, optim=optim)}
+                if dataset
+                else {
+                    "distill_policy": DistillPlanner(num_envs=64, steps=30, rounds=8, optim=optim)
+                }
+            ),
         },
     )
-
-
-def _policy_stage(*, has_dataset: bool) -> dict[str, GoalConditionedBC | DistillPlanner]:
-    """Recorded actions have aims that are worth repeating; random ones have not."""
-    if has_dataset:
-        optim = OptimConfig(steps=3000, batch_size=256)
-        return {"goal_bc": GoalConditionedBC(max_goal_offset=2 * UNIT, optim=optim)}
-    optim = OptimConfig(steps=3000, batch_size=256)
-    return {"distill_policy": DistillPlanner(rounds=8, num_envs=64, steps=30, optim=optim)}

@@ -147,21 +147,17 @@ class AdaptiveCarry(NamedTuple):
     last_plan: LastPlan | None = None
 
 
+@dataclass
 class AdaptiveActor:
     """Both modes as one actor. It follows the policy, or the rest of its last plan, where that
     gains all but `tolerance` of what planning is predicted to gain over resting, or as much as the
     last plan; elsewhere it plans."""
 
-    def __init__(
-        self,
-        config: AdaptiveActorConfig,
-        policy_proposal: PolicyEvaluator,
-        planner: PlannerProtocol,
-        plan_energy_predictor: PlanEnergyPredictor,
-        action_dim: int,
-    ) -> None:
-        self.config, self.policy_proposal, self.action_dim = config, policy_proposal, action_dim
-        self.planner, self.plan_energy_predictor = planner, plan_energy_predictor
+    config: AdaptiveActorConfig
+    policy_proposal: PolicyEvaluator
+    planner: PlannerProtocol
+    plan_energy_predictor: PlanEnergyPredictor
+    action_dim: int
 
     def initial_carry(self, seed: int) -> AdaptiveCarry:
         """No plan yet; random draws depend on the seed alone."""

@@ -234,28 +234,30 @@ class TaskedMLP(MLPConstants):
 
     def __init__(self, size: int, goal_dims: int, *weights: Tensor) -> None:
         first, *rest = weights
-        of_state, of_goal, of_difference, of_task = first.split(
+        state_weight, goal_weight, difference_weight, task_weight = first.split(
             [size, goal_dims, goal_dims, first.shape[1] - size - 2 * goal_dims], 1
         )
-        of_state = torch.cat([of_state[:, :goal_dims] - of_difference, of_state[:, goal_dims:]], 1)
-        super().__init__(of_state, *rest)
-        self.goal_dims, self.of_goal_t = goal_dims, (of_goal + of_difference).t()
-        self.of_task_t = of_task.t()
+        state_weight = torch.cat(
+            [state_weight[:, :goal_dims] - difference_weight, state_weight[:, goal_dims:]], 1
+        )
+        super().__init__(state_weight, *rest)
+        self.goal_dims, self.goal_weight_t = goal_dims, (goal_weight + difference_weight).t()
+        self.task_weight_t = task_weight.t()
 
     def first_bias(self, goal: Tensor, task_vector: Tensor) -> Tensor:
         """`[B, D]`, `[B, W]` -> `[B, hidden]`"""
         kept_goal, kept_version, bias = self.last_input
         if kept_goal is not goal or kept_version != version(goal):
-            bias = torch.addmm(self.biases[0], goal[:, : self.goal_dims], self.of_goal_t)
+            bias = torch.addmm(self.biases[0], goal[:, : self.goal_dims], self.goal_weight_t)
             self.last_input = goal, version(goal), bias
-        return torch.addmm(bias, task_vector, self.of_task_t) if task_vector.shape[-1] else bias
+        return torch.addmm(bias, task_vector, self.task_weight_t) if task_vector.shape[-1] else bias
 
 
+@dataclass(frozen=True)
 class ReactiveActor:
     """Mode-1 as an actor: one forward pass. It imagines no future, so the energy is NaN."""
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    policy: Policy
 
     def initial_carry(self, seed: int) -> None:
         """Nothing is carried from step to step."""
@@ -282,12 +284,13 @@ class PolicyProposalConfig:
         return PolicyProposal(policy, evaluator)
 
 
+@dataclass(frozen=True)
 class PolicyProposal:
     """The actions of the policy over the next H imagined steps, as an initial candidate of
     Mode-2."""
 
-    def __init__(self, policy: Policy, evaluator: RolloutEvaluator) -> None:
-        self.policy, self.evaluator = policy, evaluator
+    policy: Policy
+    evaluator: RolloutEvaluator
 
     def __call__(self, state: Tensor, context: TaskContext, rng: torch.Generator) -> Tensor:
         """`[B, D]` -> `[B, 1, H, A]`; in mode "auto" `[B, 0, H, A]`: the adaptive actor gives the
@@ -378,16 +381,14 @@ class PlanningCarry(NamedTuple):
     remaining: tuple[Plan, ...] = ()  # the rest of the plan that is executed open loop
 
 
+@dataclass(frozen=True)
 class PlanningActor:
     """Mode-2 as an actor: it executes `receding_horizon` actions of a plan before the next one, and
     perturbs the plans where the agent is stuck."""
 
-    def __init__(
-        self, planner: PlannerProtocol, receding_horizon: int = 1,
-        stuck_recovery: StuckPerturbation | None = None,
-    ) -> None:  # fmt: skip
-        self.planner, self.receding_horizon = planner, receding_horizon
-        self.stuck_recovery = stuck_recovery
+    planner: PlannerProtocol
+    receding_horizon: int = 1
+    stuck_recovery: StuckPerturbation | None = None
 
     def initial_carry(self, seed: int) -> PlanningCarry:
         """No plan yet; random draws depend on the seed alone."""

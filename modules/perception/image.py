@@ -3,7 +3,7 @@ and a map of the static scene; and the parts that all encoders share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Annotated
@@ -95,6 +95,23 @@ class PatchEmbed(nn.Module):
         return patches.permute(0, 2, 3, 1, 4, 5).flatten(3)
 
 
+def image_layers(embed: PatchEmbed, sides: Sequence[int], hidden: int, out: int) -> list[nn.Module]:
+    """Images with `sides` of so many pixels -> `[N, out]`: patches, a convolution and an MLP."""
+    width = embed.project.out_features
+    cells = prod(-(-(pixels // embed.patch) // 2) for pixels in sides)
+    return [
+        embed,
+        nn.SiLU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(2 * width * cells, hidden),
+        nn.LayerNorm(hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, out),
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageEncoderConfig(Settings):
     patch: Annotated[int, WIDTH] = 5
@@ -109,24 +126,14 @@ class ImageEncoderConfig(Settings):
 
 
 class ImageEncoder(Encoder):
-    """Pixels `[B, C, S, S]` -> vector state `[B, D]`, by patches, a convolution and an MLP."""
+    """Pixels `[B, C, S, S]` -> vector state `[B, D]` (`image_layers`)."""
 
     def __init__(self, config: ImageEncoderConfig, obs_shape: MapShape) -> None:
         super().__init__()
         self.shape: MapShape = (config.state_dim, 1, 1)
-        width = config.channels
-        side = [-(-(pixels // config.patch) // 2) for pixels in obs_shape[1:]]
-        self.layers = nn.Sequential(
-            PatchEmbed(obs_shape[0], config.patch, width),
-            nn.SiLU(),
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(2 * width * prod(side), config.hidden),
-            nn.LayerNorm(config.hidden),
-            nn.SiLU(),
-            nn.Linear(config.hidden, config.state_dim),
-        )
+        embed = PatchEmbed(obs_shape[0], config.patch, config.channels)
+        layers = image_layers(embed, obs_shape[1:], config.hidden, config.state_dim)
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, obs: Observation, modality_weights: ModalityWeights) -> Tensor:
         return self.layers(weighted_image(obs, modality_weights))

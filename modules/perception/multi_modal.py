@@ -18,7 +18,14 @@ from modules.nets import (
     silu_mlp,
     updated_scale,
 )
-from modules.perception.image import BYTES, Encoder, ModalityShapes, PatchEmbed, scale_modality
+from modules.perception.image import (
+    BYTES,
+    Encoder,
+    ModalityShapes,
+    PatchEmbed,
+    image_layers,
+    scale_modality,
+)
 from modules.types import (
     WIDTH,
     ConfigError,
@@ -31,7 +38,8 @@ from modules.types import (
 
 MAX_PATCHES = 64
 """Most patches along the longer side of an image."""
-
+IMAGE_CHANNELS = 16
+"""Features of a patch."""
 
 SMALL_RANGE = 32
 """A uint8 channel that spans less than this is scaled by its own range: symbols, a mask, depth in
@@ -82,18 +90,8 @@ class ImageBranch(nn.Sequential):
 
     def __init__(self, shape: tuple[int, ...], config: MultiModalEncoderConfig) -> None:
         patch = config.patch or patch_size(shape[1:])
-        side = [-(-(pixels // patch) // 2) for pixels in shape[1:]]
-        super().__init__(
-            ScaledPatchEmbed(shape[0], patch, 16),
-            nn.SiLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(32 * prod(side), 2 * config.hidden),
-            nn.LayerNorm(2 * config.hidden),
-            nn.SiLU(),
-            nn.Linear(2 * config.hidden, config.image_dim),
-        )
+        embed = ScaledPatchEmbed(shape[0], patch, IMAGE_CHANNELS)
+        super().__init__(*image_layers(embed, shape[1:], 2 * config.hidden, config.image_dim))
         self.out = config.image_dim
 
     def adapt(self, part: Tensor) -> None:
