@@ -31,30 +31,20 @@ from modules.cost.cost import Cost, Drives, GoalCritic, InteroceptiveCost
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import ReferenceObservations, ShortTermMemory
 from modules.perception.image import Encoder
-from modules.types import (
-    HORIZON,
-    ActorProtocol,
-    BadSetting,
-    ConfigError,
-    QuasimetricFns,
-    validate_ranges,
-)
+from modules.types import HORIZON, ActorProtocol, BadSetting, ConfigError, QuasimetricFns, Settings
 
 LARGE_OBS = 10_000
 """Numbers of an observation from which on an agent's parameters are counted before they exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryConfig:
+class MemoryConfig(Settings):
     """What the agent remembers: of an episode, and of all episodes."""
 
     short_term: components.GRUMemoryConfig | components.AttentionMemoryConfig | None = None
     """Short-term memory: what of the episode so far the state depends on."""
-    num_reference_obs: int = 0
+    num_reference_obs: Annotated[int, (0, 1_000_000)] = 0
     """Observations of all episodes that are kept to recognise imagined states by, K."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, num_reference_obs=(0, 1_000_000))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +65,7 @@ class CostConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActorConfig:
+class ActorConfig(Settings):
     """Mode-1, Mode-2, and what stands between them."""
 
     planner: (
@@ -96,7 +86,7 @@ class ActorConfig:
     """The levels above the planner, which give it subgoals."""
     stuck_recovery: components.StuckPerturbationConfig | None = None
     """What the agent does when its plans make no progress."""
-    receding_horizon: int = 1
+    receding_horizon: Annotated[int, HORIZON] = 1
     """Actions of a plan that the agent executes before it plans again."""
     policy: components.PolicyConfig = field(default_factory=components.PolicyConfig)
     """Mode-1: one forward pass."""
@@ -106,9 +96,6 @@ class ActorConfig:
     """Mode-1's rollout as a candidate of Mode-2."""
     adaptive: components.AdaptiveActorConfig = field(default_factory=components.AdaptiveActorConfig)
     """When the mode `auto` plans, and when it reacts."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, receding_horizon=HORIZON)
 
 
 StageConfig: TypeAlias = (
@@ -150,7 +137,7 @@ stage is called; in version 0.1 they were its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """Everything that makes a run what it is, beside its seed and its device: the six modules,
     the environments, the tasks and the training stages."""
 
@@ -181,12 +168,12 @@ class Config:
     """The tasks that the agent can be given, by name; the first one is the default."""
     stages: dict[str, StageConfig]
     """The training stages by name, in the order in which they are taken."""
-    max_parameters: int = 50_000_000
+    max_parameters: Annotated[int, (1, 10**12)] = 50_000_000
     """Parameters of the whole agent above which it is not built: large observations that are read
     as vectors take many."""
 
     def __post_init__(self) -> None:
-        validate_ranges(self, max_parameters=(1, 10**12))
+        super().__post_init__()
         if not 0 < len(self.recipe) <= 200:
             raise BadSetting("recipe", self.recipe, "a name of 1 to 200 characters")
         if "collect" not in self.stages:

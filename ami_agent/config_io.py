@@ -25,7 +25,7 @@ from ami_agent.config import STAGES, Config, override
 from ami_agent.custom import class_name, component_class, component_path
 from modules.types import BadSetting, ConfigError, shorten
 
-Settings = TypeVar("Settings")
+AnySettings = TypeVar("AnySettings")
 
 
 @cache
@@ -290,13 +290,15 @@ def flag_of(path: str) -> str:
     return "--" + (rest if first in UNPREFIXED_FIELDS and rest else path).replace("_", "-")
 
 
-def parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
+def parse(default: AnySettings, argv: Sequence[str], program: str) -> AnySettings:
     """Flags replace fields of `default`, a dataclass, with the classes that it has there. Raises
     ConfigError with one line for an unknown flag or an unusable value."""
     return _to_original_class(_parse(default, argv, program), default, "--")
 
 
-def parse_known(default: Settings, argv: Sequence[str], program: str) -> tuple[Settings, list[str]]:
+def parse_known(
+    default: AnySettings, argv: Sequence[str], program: str
+) -> tuple[AnySettings, list[str]]:
     """The same, and the flags that are not of `default`, `--help` among them."""
     help_flags = [arg for arg in argv if arg in ("-h", "--help")]
     other_flags = [arg for arg in argv if arg not in help_flags]

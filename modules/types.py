@@ -135,7 +135,8 @@ class Settings:
 def annotated_ranges(kind: type) -> dict[str, Range]:
     """The ranges that the fields of a class are annotated with, by name."""
     hints = get_type_hints(kind, include_extras=True)
-    return {name: h.__metadata__[0] for name, h in hints.items() if get_origin(h) is Annotated}
+    marks = {name: h.__metadata__[0] for name, h in hints.items() if get_origin(h) is Annotated}
+    return {name: mark for name, mark in marks.items() if isinstance(mark, tuple)}
 
 
 def shorten(value: object) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import gymnasium
 from rich.console import Console
@@ -76,15 +76,15 @@ class SB3Comparison(CommandFlags):
     algorithms: tuple[Algorithm, ...] = ()
     """By default random actions, this agent ("ami"), and SAC, with HER in goal-conditioned
     environments, or PPO where actions are discrete."""
-    steps: int = 0
+    steps: Annotated[int, STEPS] = 0
     """Environment steps; by default those of the environment's budget, or 10000. This agent takes
     500 random steps before."""
-    eval_every: int = 0
+    eval_every: Annotated[int, STEPS] = 0
     """Steps between evaluations; by default those of the environment's budget, or 1000."""
     solved_at: float | None = None
     """Mean return that counts as solved; by default Gymnasium's reward threshold."""
-    seeds: int = 3
-    episodes: int = 20
+    seeds: Annotated[int, (1, 10_000)] = 3
+    episodes: Annotated[int, EPISODES] = 20
     """Episodes of an evaluation."""
     out: str = "runs/baselines"
     """Folder of the runs and curves."""
@@ -94,7 +94,6 @@ class SB3Comparison(CommandFlags):
         super().__post_init__()
         if self.solved_at is not None:
             validate_ranges(self, solved_at=(-1e12, 1e12))
-        validate_ranges(self, steps=STEPS, eval_every=STEPS, seeds=(1, 10_000), episodes=EPISODES)
 
     def measure(self, console: Console) -> dict[str, Any]:
         """By environment: the threshold, and by algorithm the curve of each seed."""

@@ -33,14 +33,7 @@ from ami_agent.training import OfflineActorCritic, TrainJEPA
 from ami_agent.training.actor_critic import OfflineRun
 from ami_agent.training.optim import OptimConfig
 from modules.actor.policy import PolicyProposal
-from modules.types import (
-    ConfigError,
-    PlannerCarry,
-    PlannerProtocol,
-    ProposalFn,
-    TaskContext,
-    validate_ranges,
-)
+from modules.types import ConfigError, PlannerCarry, PlannerProtocol, ProposalFn, TaskContext
 
 TDMPC2 = {"horizon": 3, "iterations": 6, "warm_iterations": 6, "num_samples": 488}
 """The planner of TD-MPC2 (Hansen et al. 2024): 512 samples in 6 iterations over 3 steps, of which
@@ -84,14 +77,13 @@ class References(CommandFlags):
     """Files (x.py) and modules that the run folder names."""
     trust: bool = False
     """Import all modules that the run folder names."""
-    seconds: float = 10.0
+    seconds: Annotated[float, (0.0, 1e6)] = 10.0
     """Of measurement for each rate."""
     out: str = ""
     """A picture of the ratios (.png)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate_ranges(self, seconds=(0.0, 1e6))
         if self.out:
             check_file_path("--out", self.out)
 

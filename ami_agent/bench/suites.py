@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 
@@ -27,7 +27,7 @@ from ami_agent.recipes.ogbench import NUM_TASKS, ogbench
 from ami_agent.storage import files
 from ami_agent.train import train
 from ami_agent.training import LoadDataset
-from modules.types import ConfigError, validate_ranges
+from modules.types import ConfigError
 
 QUICK_EPISODES = 200
 QUICK_CHANGES: Mapping[str, Any] = {"stages.train_goal_critic.optim.steps": 3000}
@@ -50,8 +50,8 @@ class SuiteComparison(CommandFlags):
     )
     quick: bool = False
     """The first data set alone, with a fifth of its episodes and one seed: about ten minutes."""
-    seeds: int = 3
-    episodes: int = 20
+    seeds: Annotated[int, (1, 10_000)] = 3
+    episodes: Annotated[int, (1, 10_000)] = 20
     """Episodes of each of the five tasks; the paper has 50."""
     out: str = "runs/suites"
     """Folder of data, runs and results."""
@@ -59,7 +59,6 @@ class SuiteComparison(CommandFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate_ranges(self, seeds=(1, 10_000), episodes=(1, 10_000))
         for dataset in self.datasets:
             point_mazes.check_dataset(dataset)
         if not self.datasets:

@@ -19,12 +19,12 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.imports import absolute_import
 from ami_agent.arguments import check_device
 from ami_agent.config import Config
-from ami_agent.config_io import Settings
+from ami_agent.config_io import AnySettings
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
 from ami_agent.resources import num_cores
 from ami_agent.storage.run_dir import write_json
 from ami_agent.training import LoadDataset
-from modules.types import EPISODES, SEEDS, BadSetting, ConfigError, shorten, validate_ranges
+from modules.types import EPISODES, SEEDS, BadSetting, ConfigError, Settings, shorten
 
 Device: TypeAlias = str
 """A device of PyTorch (cpu, cuda, cuda:1, mps), or "auto": cuda where there is one, or else cpu."""
@@ -41,7 +41,7 @@ class EnvFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JsonFlags:
+class JsonFlags(Settings):
     """What every command takes."""
 
     json: str = ""
@@ -57,6 +57,7 @@ class CommandFlags(JsonFlags):
     their number in the last digits; --resume keeps that of the run."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         count, cores = self.threads, num_cores()
         if count is not None and not (type(count) is int and 1 <= count <= cores):
             expected = f"a whole number from 1 to {cores}, the cores that this process may use"
@@ -79,29 +80,19 @@ class TrainFlags(RecipeFlags):
 
     out: str = ""
     """Run folder; runs/RECIPE/SEED if not given."""
-    seed: int = 0
+    seed: Annotated[int, SEEDS] = 0
     resume: bool = False
     """Continue a run that was interrupted."""
     device: Device = "auto"
-    episodes: int = 100
+    episodes: Annotated[int, EPISODES] = 100
     """Episodes of the evaluation at the end."""
-    save_every: float = 60.0
+    save_every: Annotated[float, (0.0, 1e9)] = 60.0
     """Seconds between checkpoints."""
-    eval_every_stage: int = 0
+    eval_every_stage: Annotated[int, (0, EPISODES[1])] = 0
     """Episodes of an evaluation after every training stage (Mode-2), and at intervals within an
     online stage (the mode that acts there). Evaluations take time."""
     keep_replay_buffer: bool = False
     """Keep the replay buffer in the run folder, for other runs to learn from (`--data.run DIR`)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        validate_ranges(
-            self,
-            seed=SEEDS,
-            episodes=EPISODES,
-            save_every=(0.0, 1e9),
-            eval_every_stage=(0, EPISODES[1]),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,16 +125,12 @@ class EpisodeFlags(RunFolderFlags):
     mode: Mode | Literal["both"] = "plan"
     task: str = ""
     """One of the recipe's tasks; its first one if not given."""
-    episodes: int = 100
-    seed: int = FIRST_EVAL_SEED
+    episodes: Annotated[int, EPISODES] = 100
+    seed: Annotated[int, SEEDS] = FIRST_EVAL_SEED
     env: str = ""
     """Another environment than the one the recipe is evaluated in, also as --env.id."""
     variant: str = ""
     """Another variant of it."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        validate_ranges(self, episodes=EPISODES, seed=SEEDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +159,7 @@ class ShowFlags(EpisodeFlags):
     live: bool = False
     """Draw each step while the agent acts, in the terminal and on a page of this machine, and write
     no pictures."""
-    port: int = 0
+    port: Annotated[int, (0, 65_535)] = 0
     """The port of that page; a free one if not given."""
     out: str = ""
     """Folder of the pictures; show/ in the run folder if not given."""
@@ -182,7 +169,6 @@ class ShowFlags(EpisodeFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate_ranges(self, port=(0, 65_535))
         if self.live and (self.mp4 or self.out):
             raise ConfigError("--live writes no pictures: leave --mp4 and --out away")
         if self.port and not self.live:
@@ -203,19 +189,15 @@ class BenchFlags(JsonFlags):
 class StudyFlags(CommandFlags):
     """Trains and evaluates the Configs that a function returns, FILE.py:FUNCTION."""
 
-    seeds: int = 3
-    episodes: int = 100
-    workers: int = 1
+    seeds: Annotated[int, (1, 10_000)] = 3
+    episodes: Annotated[int, EPISODES] = 100
+    workers: Annotated[int, (1, 1000)] = 1
     """Runs at the same time, each in its own process."""
     ray: str = ""
     """Address of a Ray cluster for the runs; "local" starts one on this machine."""
     out: str = ""
     """Folder of the study; runs/ablate-NAME if not given."""
     device: Device = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        validate_ranges(self, seeds=(1, 10_000), episodes=EPISODES, workers=(1, 1000))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,18 +214,14 @@ class AblateFlags(StudyFlags, RecipeFlags):
 class ProbeFlags(RunFolderFlags):
     """Measures the representation: collapse, read-outs, dynamics tests and a scorecard."""
 
-    seed: int = 0
+    seed: Annotated[int, SEEDS] = 0
     perturbations: str = ""
     """FILE.py:FUNCTION that returns perturbations by name, each a function of observations; by
     default noise and, for images, shift, dim and mirror."""
     device: Device = "auto"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        validate_ranges(self, seed=SEEDS)
 
-
-def parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
+def parse(default: AnySettings, argv: Sequence[str], program: str) -> AnySettings:
     """The flags of a command, whose threads are set; ConfigError, too, for results that can't be
     written."""
     flags = config_io.parse(default, argv, program)

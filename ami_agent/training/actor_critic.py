@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,16 @@ from modules.memory.replay_buffer import OBS_ONLY
 from modules.memory.short_term import unroll_memory
 from modules.perception.multi_modal import MultiModalEncoder
 from modules.perception.target_encoder import EMATarget
-from modules.types import ConfigError, EvaluatedRollouts, Observation, TaskContext, tree_map
+from modules.types import (
+    ENV_STEPS,
+    FRACTION,
+    HORIZON,
+    ConfigError,
+    EvaluatedRollouts,
+    Observation,
+    TaskContext,
+    tree_map,
+)
 
 if TYPE_CHECKING:
     from ami_agent.config import Config
@@ -125,16 +134,16 @@ class ActorCriticStage(Stage):
         default_factory=lambda: OptimConfig(steps=0, batch_size=128, lr=7e-4, final_lr_fraction=0.2)
     )
     """Training of policy and value critics; likewise."""
-    horizon: int = 4
+    horizon: Annotated[int, HORIZON] = 4
     """Steps of an imagined rollout, H."""
-    td_lambda: float = 0.95
+    td_lambda: Annotated[float, FRACTION] = 0.95
     """Lambda of TD(lambda)."""
-    ema_decay: float = 0.95
+    ema_decay: Annotated[float, FRACTION] = 0.95
     """Decay of the slow copy of the critics."""
-    hindsight_fraction: float = 0.0
+    hindsight_fraction: Annotated[float, FRACTION] = 0.0
     """Fraction of the sampled windows whose goal is replaced by one that was achieved later in the
     episode; for environments whose observations have a `desired_goal`."""
-    eval_every: int = 1000
+    eval_every: Annotated[int, ENV_STEPS] = 1000
     """Steps in each environment (offline: updates) between evaluations, if there are any
     (`--eval-every-stage`)."""
 
@@ -166,7 +175,7 @@ class ActorCriticStage(Stage):
 class OfflineActorCritic(ActorCriticStage):
     """Trains the agent on a task with the replay buffer alone, whatever policy filled it."""
 
-    updates: int = 5000
+    updates: Annotated[int, ENV_STEPS] = 5000
     """Updates of the world model, and as many of policy and critics."""
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
@@ -178,11 +187,11 @@ class OnlineActorCritic(ActorCriticStage):
     """Trains the agent on a task while it acts, with noise on its actions; its steps are added to
     the replay buffer."""
 
-    steps: int = 10_000
+    steps: Annotated[int, ENV_STEPS] = 10_000
     """Steps in each environment."""
-    updates_per_step: float = 1.0
+    updates_per_step: Annotated[float, (0.0, 1e3)] = 1.0
     """Updates per step in an environment."""
-    action_noise: float = 0.2
+    action_noise: Annotated[float, (0.0, 1e3)] = 0.2
     """Standard deviation of the noise on actions, which lie in [-1, 1]."""
 
     @property

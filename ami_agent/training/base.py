@@ -18,16 +18,11 @@ from ami_agent.training.optim import OptimConfig, clip_gradients
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import EpisodeMemory, ShortTermMemory
 from modules.types import (
-    BATCH,
-    ENV_STEPS,
-    FRACTION,
-    HORIZON,
-    WEIGHT,
     ConfigError,
     ModalityWeights,
     Observation,
+    Settings,
     tree_map,
-    validate_ranges,
 )
 
 if TYPE_CHECKING:
@@ -39,49 +34,16 @@ ENCODED_AT_ONCE = 4096
 """Observations of a batch that is encoded."""
 MIN_FRACTION = 0.9
 """Fraction of the recorded steps below which training on them logs a warning."""
-RANGES = {
-    "action_noise": (0.0, 1e3),
-    "context_steps": (0, HORIZON[1]),
-    "covariance": WEIGHT,
-    "edge_length": (0.0, 1e6),
-    "ema_decay": FRACTION,
-    "eval_every": ENV_STEPS,
-    "expectile": FRACTION,
-    "group_size": BATCH,
-    "hindsight_fraction": FRACTION,
-    "horizon": HORIZON,
-    "kl": WEIGHT,
-    "length": HORIZON,
-    "max_distance": (0.0, 1e6),
-    "max_goal_offset": HORIZON,
-    "nodes_per_graph": (2, 100_000),
-    "num_candidates": (1, 10_000_000),
-    "num_envs": (1, 1_000_000),
-    "num_graphs": (1, 1_000_000),
-    "num_imagined": (0, 1_000_000),
-    "num_visited": (1, 10_000_000),
-    "num_windows": (1, 10_000_000),
-    "prediction": WEIGHT,
-    "rounds": (1, 100_000),
-    "steps": ENV_STEPS,
-    "task_modality_prob": FRACTION,
-    "td_lambda": FRACTION,
-    "updates": ENV_STEPS,
-    "updates_per_step": (0.0, 1e3),
-    "variance": WEIGHT,
-}
-"""The range of each setting of a stage, by its name."""
-
 Loss = Callable[[torch.Generator], dict[str, Tensor]]
 """Samples a batch with the generator and returns the terms of its loss by name, each a scalar. All
 randomness comes from the generator, so a seed decides everything."""
 
 
-class Stage:
+class Stage(Settings):
     """The settings of a stage, a dataclass; `start` makes the run that learns by them."""
 
     def __post_init__(self) -> None:
-        validate_ranges(self, **{name: RANGES[name] for name in vars(self) if name in RANGES})
+        super().__post_init__()
         check_options(self.env_options)
 
     @property

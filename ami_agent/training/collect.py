@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from ami_agent.evaluation.policies import (
 from ami_agent.training import distributed
 from ami_agent.training.base import Stage, StageRun, with_prefixes, without_prefix
 from modules.memory.replay_buffer import OBS_ONLY, ReplayBuffer
-from modules.types import STEPS, ConfigError, Observation, Transition, tree_map, validate_ranges
+from modules.types import ENV_STEPS, STEPS, ConfigError, Observation, Transition, tree_map
 
 if TYPE_CHECKING:
     from ami_agent.config import Config
@@ -40,9 +40,9 @@ class CollectRandom(Stage):
     """Collects steps of the environments' behaviour policy, or of random actions where they have
     none."""
 
-    num_envs: int = 1500
+    num_envs: Annotated[int, (1, 1_000_000)] = 1500
     """Environments that the replay buffer keeps."""
-    steps: int = 64
+    steps: Annotated[int, ENV_STEPS] = 64
     """Steps in each environment."""
     options: Options = field(default_factory=dict)
     """Keyword arguments of the environment that hold for this stage only."""
@@ -62,7 +62,7 @@ class CollectWithPlanner(Stage):
     the plan's favour, and only steps there can correct it (Ross & Bagnell 2012: model learning on
     the states that the resulting policy visits)."""
 
-    steps: int = 24
+    steps: Annotated[int, ENV_STEPS] = 24
     """Steps in each environment."""
     options: Options = field(default_factory=dict)
     """Keyword arguments of the environment that hold for this stage only."""
@@ -104,7 +104,7 @@ class LoadDataset(Stage):
     """Id of a Minari dataset on this machine."""
     run: str = ""
     """Folder of a run that kept its replay buffer (`--keep-replay-buffer`)."""
-    steps: int = 0
+    steps: Annotated[int, STEPS] = 0
     """Steps to keep, one between every two episodes included; of a longer dataset, the last ones.
     0: all."""
     in_memory: Literal["auto", "yes", "no"] = "auto"
@@ -112,7 +112,7 @@ class LoadDataset(Stage):
     it is needed; by default in a file where it would take more than half of the free memory."""
 
     def __post_init__(self) -> None:
-        validate_ranges(self, steps=STEPS)
+        super().__post_init__()
         named = {"path": self.path, "minari": self.minari, "run": self.run}
         if len(given := [f"{name} {value}" for name, value in named.items() if value]) > 1:
             raise ConfigError(f"data are of {given[0]} or of {given[1]}, not both")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from modules.cost.quasimetric import Quasimetric
 from modules.memory.replay_buffer import Parts, ReplayBuffer
 from modules.memory.short_term import unroll_memory
 from modules.perception.target_encoder import EMATarget
-from modules.types import ConfigError, tree_map
+from modules.types import BATCH, FRACTION, HORIZON, ConfigError, tree_map
 
 if TYPE_CHECKING:
     from ami_agent.config import Config
@@ -120,15 +120,15 @@ class TrainQuasimetric(SGDStage):
     recorded steps allow."""
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=1200, batch_size=256))
-    max_distance: float = 30.0
+    max_distance: Annotated[float, (0.0, 1e6)] = 30.0
     """Steps beyond which distances are hardly pushed further."""
     log_push: bool = False
     """Whether the push gets weaker with the distance d, as `max_distance` / (1 + d). Then close
     states are separated first, as the dead ends on either side of a junction."""
-    group_size: int = 1
+    group_size: Annotated[int, BATCH] = 1
     """States of one episode that are pushed apart from each other. 1: all states of the batch, for
     environments whose layout never changes."""
-    length: int = 1
+    length: Annotated[int, HORIZON] = 1
     """Recorded steps that make a distance of 1; more where the agent moves slowly."""
     exclude_chance: bool = False
     """Whether a step in which chance moved the agent joins no states: it is no way from one to the
@@ -178,13 +178,13 @@ class DistillShortestPaths(SGDStage):
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(steps=2000, batch_size=256, lr=2e-3)
     )
-    num_graphs: int = 200
+    num_graphs: Annotated[int, (1, 1_000_000)] = 200
     """Episodes that become a graph."""
-    nodes_per_graph: int = 640
+    nodes_per_graph: Annotated[int, (2, 100_000)] = 640
     """States of each."""
-    group_size: int = 32
+    group_size: Annotated[int, BATCH] = 32
     """States, and as many goals, of one graph in a batch; each state is paired with each goal."""
-    edge_length: float = 2.0
+    edge_length: Annotated[float, (0.0, 1e6)] = 2.0
     """Distance in steps, by the critic before this stage, up to which two states are joined."""
 
     def check(self, config: Config, name: str) -> None:
@@ -314,18 +314,18 @@ class TrainValue(SGDStage):
     rollouts as well, of which the cheapest is the target (fitted value iteration)."""
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=3000, batch_size=256))
-    length: int = 8
+    length: Annotated[int, HORIZON] = 8
     """Recorded steps of which a return is computed."""
-    td_lambda: float = 0.8
+    td_lambda: Annotated[float, FRACTION] = 0.8
     """Lambda of TD(lambda)."""
-    expectile: float = 0.8
+    expectile: Annotated[float, FRACTION] = 0.8
     """Weight of costs lower than predicted; costs higher than predicted weigh 1 minus this. 0.5:
     both weigh the same."""
-    ema_decay: float = 0.98
+    ema_decay: Annotated[float, FRACTION] = 0.98
     """Decay of the slow copy of the critics."""
-    num_imagined: int = 0
+    num_imagined: Annotated[int, (0, 1_000_000)] = 0
     """Imagined rollouts from each state, P."""
-    horizon: int = 4
+    horizon: Annotated[int, HORIZON] = 4
     """Steps of an imagined rollout, H."""
 
     def check(self, config: Config, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from modules.actor.subgoals import LandmarkGraph, LandmarkGraphConfig
 from modules.actor.subgoals.landmark_graph import CHUNK_SIZE, RecordedChance
 from modules.cost.quasimetric import Quasimetric
 from modules.memory.storage import OBS_ONLY
-from modules.types import ConfigError
+from modules.types import HORIZON, WEIGHT, ConfigError
 from modules.world_model.hjepa import HierarchicalJEPA, HierarchicalJEPAConfig, JEPALevel
 
 if TYPE_CHECKING:
@@ -114,17 +114,17 @@ class TrainHierarchy(SGDStage):
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(steps=1000, batch_size=128, lr=2e-3)
     )
-    length: int = 3
+    length: Annotated[int, HORIZON] = 3
     """Macro-steps of the top level that are predicted, T."""
-    max_distance: float = 12.0
+    max_distance: Annotated[float, (0.0, 1e6)] = 12.0
     """Macro-steps beyond which distances are hardly pushed further."""
-    prediction: float = 10.0
+    prediction: Annotated[float, WEIGHT] = 10.0
     """Weight of the prediction; those of the priors and of the distance are 1."""
-    variance: float = 4.0
+    variance: Annotated[float, WEIGHT] = 4.0
     """Weight of the variance of states."""
-    covariance: float = 0.5
+    covariance: Annotated[float, WEIGHT] = 0.5
     """Weight of the covariance of states."""
-    kl: float = 0.3
+    kl: Annotated[float, WEIGHT] = 0.3
     """Weight of the information in a level's latent variable, where it has one. If it is too low,
     the latent variable carries what the macro-action should, which then no longer decides where a
     macro-step leads."""
@@ -211,13 +211,13 @@ class SelectLandmarks(Stage):
     """Chooses the landmarks of a LandmarkGraph among recorded states by farthest-point sampling
     (Gonzalez 1985): each is the farthest from those before, there and back by the goal critic."""
 
-    num_candidates: int = 6000
+    num_candidates: Annotated[int, (1, 10_000_000)] = 6000
     """States to choose from."""
-    num_windows: int = 3000
+    num_windows: Annotated[int, (1, 10_000_000)] = 3000
     """Recorded windows from which the graph knows which of its edges were travelled."""
-    length: int = 8
+    length: Annotated[int, HORIZON] = 8
     """Steps of such a window."""
-    num_visited: int = 100_000
+    num_visited: Annotated[int, (1, 10_000_000)] = 100_000
     """Recorded states, at most, of which a graph with stochastic edges takes how often the agent
     was at each landmark; chance events count all."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,16 @@ from modules.perception.target_encoder import (
     OnlineTargetConfig,
     StopGradientTargetConfig,
 )
-from modules.types import ConfigError, Observation, Trajectory, as_dict, tree_map
+from modules.types import (
+    BATCH,
+    FRACTION,
+    HORIZON,
+    ConfigError,
+    Observation,
+    Trajectory,
+    as_dict,
+    tree_map,
+)
 from modules.world_model.jepa import WorldModel
 
 if TYPE_CHECKING:
@@ -222,14 +231,14 @@ class TrainJEPA(SGDStage):
 
     weights: LossWeights = field(default_factory=LossWeights)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=1200, batch_size=128))
-    length: int = 8
+    length: Annotated[int, HORIZON] = 8
     """Steps that are predicted from one state, T."""
-    context_steps: int = 0
+    context_steps: Annotated[int, (0, HORIZON[1])] = 0
     """Recorded steps before these that the short-term memory reads. From each of them, T steps are
     predicted as well."""
-    group_size: int = 1
+    group_size: Annotated[int, BATCH] = 1
     """Windows of a batch that are drawn from one episode, for the statistics within an episode."""
-    task_modality_prob: float = 0.0
+    task_modality_prob: Annotated[float, FRACTION] = 0.0
     """Probability that a window is perceived with the modality weights of one of the tasks."""
     target_encoder: OnlineTargetConfig | EMATargetConfig | StopGradientTargetConfig = field(
         default_factory=OnlineTargetConfig
@@ -327,7 +336,7 @@ class FinetuneDynamics(SGDStage):
     every task. The states don't change, so the critics stay valid."""
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=400, batch_size=128))
-    length: int = 5
+    length: Annotated[int, HORIZON] = 5
     """Steps that are predicted, T."""
 
     def __post_init__(self) -> None:

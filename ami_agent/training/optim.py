@@ -7,41 +7,30 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import cos, pi
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from modules.types import BATCH, FRACTION, RATE, STEPS, ConfigError, validate_ranges
+from modules.types import BATCH, FRACTION, RATE, STEPS, ConfigError, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(Settings):
     """AdamW with linear warm-up and cosine decay of the learning rate."""
 
-    steps: int
+    steps: Annotated[int, STEPS]
     """Updates."""
-    batch_size: int
-    lr: float = 1e-3
+    batch_size: Annotated[int, BATCH]
+    lr: Annotated[float, RATE] = 1e-3
     """Learning rate after the warm-up."""
-    warmup_steps: int = 50
+    warmup_steps: Annotated[int, (0, 1_000_000)] = 50
     """Updates over which the learning rate rises to `lr`."""
-    grad_clip_norm: float = 2.0
+    grad_clip_norm: Annotated[float, (1e-6, 1e12)] = 2.0
     """Norm to which larger gradients are clipped."""
-    weight_decay: float = 0.01
-    final_lr_fraction: float = 0.0
+    weight_decay: Annotated[float, RATE] = 0.01
+    final_lr_fraction: Annotated[float, FRACTION] = 0.0
     """Learning rate at the end, as a fraction of `lr`."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(
-            self,
-            steps=STEPS,
-            batch_size=BATCH,
-            lr=RATE,
-            warmup_steps=(0, 1_000_000),
-            grad_clip_norm=(1e-6, 1e12),
-            weight_decay=RATE,
-            final_lr_fraction=FRACTION,
-        )
 
     def num_groups(self, group_size: int) -> int:
         """The number of groups in a batch; ConfigError if it is not a whole number."""

@@ -8,7 +8,7 @@ from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,16 @@ from modules.actor.planning.evaluator import safe_std
 from modules.actor.policy import Policy, PolicyProposal
 from modules.configurator import TaskSpec
 from modules.memory.replay_buffer import OBS_ONLY
-from modules.types import ConfigError, Observation, PlannerCarry, TaskContext, tree_map
+from modules.types import (
+    BATCH,
+    ENV_STEPS,
+    HORIZON,
+    ConfigError,
+    Observation,
+    PlannerCarry,
+    TaskContext,
+    tree_map,
+)
 
 if TYPE_CHECKING:
     from ami_agent.config import Config
@@ -56,9 +65,9 @@ class AmortizePlanning(SGDStage):
     over all situations (LeCun 2022, 3.1.3; value gradients, Heess et al. 2015)."""
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=1000, batch_size=128))
-    horizon: int = 3
+    horizon: Annotated[int, HORIZON] = 3
     """Steps of an imagined rollout, H."""
-    group_size: int = 1
+    group_size: Annotated[int, BATCH] = 1
     """States of one episode that are each other's goals. 1: all states of the batch, for
     environments whose layout never changes."""
     tasks: tuple[str, ...] = ()
@@ -136,7 +145,7 @@ class GoalConditionedBC(SGDStage):
     learns no better paths than the recorded ones, and none that are longer."""
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=3000, batch_size=256))
-    max_goal_offset: int = 20
+    max_goal_offset: Annotated[int, HORIZON] = 20
     """Steps by which such a goal comes later, at most."""
 
     def check(self, config: Config, name: str) -> None:
@@ -174,13 +183,13 @@ class DistillPlanner(SGDStage):
     itself visits: DAgger (Ross et al. 2011; LeCun 2022, 3.1.3)."""
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=3000, batch_size=256))
-    rounds: int = 6
+    rounds: Annotated[int, (1, 100_000)] = 6
     """Rounds of collecting and labelling states; the tasks take turns."""
-    num_envs: int = 128
+    num_envs: Annotated[int, (1, 1_000_000)] = 128
     """Environments of a round."""
-    steps: int = 16
+    steps: Annotated[int, ENV_STEPS] = 16
     """Steps in each environment and round; the planner labels every one."""
-    action_noise: float = 0.3
+    action_noise: Annotated[float, (0.0, 1e3)] = 0.3
     """Standard deviation of the noise on the policy's actions, which leads it to states off its
     path."""
     options: Options = field(default_factory=dict)
