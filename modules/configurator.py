@@ -23,7 +23,6 @@ from modules.types import (
     Observation,
     Settings,
     TaskContext,
-    validate_ranges,
 )
 
 
@@ -85,7 +84,7 @@ class TaskSpec(Settings):
     modality_weights: Annotated[dict[str, float], WEIGHT] = field(default_factory=dict)
     weights: Annotated[dict[str, float], WEIGHT] = field(default_factory=dict)
     horizon: Annotated[int, (0, HORIZON[1])] = 0
-    cvar_alpha: float | None = None
+    cvar_alpha: Annotated[float | None, FRACTION] = None
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment in which this task is evaluated."""
     reset_options: dict[str, Any] = field(default_factory=dict)
@@ -93,11 +92,6 @@ class TaskSpec(Settings):
     members: tuple[str, ...] = ()
     """Names of the tasks that stand for this one in an evaluation, which takes as many episodes of
     each and reports their success apart; none: the task itself."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.cvar_alpha is not None:
-            validate_ranges(self, cvar_alpha=FRACTION)
 
     def to_task(self, goal: Observation | None, mode: str) -> Task:
         """The task with this goal, for an actor of this mode."""

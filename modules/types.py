@@ -124,19 +124,28 @@ def validate_ranges(settings: object, **ranges: Range) -> None:
 
 class Settings:
     """The base of settings. A field that holds numbers is annotated with the range of each,
-    `hidden: Annotated[int, WIDTH]`; BadSetting for a number outside of it."""
+    `hidden: Annotated[int, WIDTH]`; BadSetting for a number outside of it, and for None unless
+    that is the default."""
 
     def __post_init__(self) -> None:
         kind: Any = type(self)
-        validate_ranges(self, **annotated_ranges(kind))
+        ranges = dict(annotated_ranges(kind))
+        for name in [name for name in ranges if vars(self)[name] is None]:
+            if getattr(kind, name, 0) is None:  # the default, which a class keeps
+                del ranges[name]
+        validate_ranges(self, **ranges)
 
 
 @cache
 def annotated_ranges(kind: type) -> dict[str, Range]:
-    """The ranges that the fields of a class are annotated with, by name."""
-    hints = get_type_hints(kind, include_extras=True)
-    marks = {name: h.__metadata__[0] for name, h in hints.items() if get_origin(h) is Annotated}
-    return {name: mark for name, mark in marks.items() if isinstance(mark, tuple)}
+    """The ranges that the fields of a class are annotated with, by name; a field that a subclass
+    declares anew keeps its range."""
+    found: dict[str, Range] = {}
+    for base in reversed(kind.__mro__):
+        for name, hint in get_type_hints(base, include_extras=True).items():
+            if get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], tuple):
+                found[name] = hint.__metadata__[0]
+    return found
 
 
 def shorten(value: object) -> str:

@@ -26,7 +26,7 @@ from ami_agent.storage import files, run_dir
 from ami_agent.train import train
 from ami_agent.training import OnlineActorCritic
 from modules.actor.policy import OneHotActions
-from modules.types import EPISODES, STEPS, ConfigError, validate_ranges
+from modules.types import EPISODES, STEPS, ConfigError
 
 Algorithm = Literal["random", "ami", "sac", "td3", "ppo", "dqn", "her"]
 
@@ -81,7 +81,7 @@ class SB3Comparison(CommandFlags):
     500 random steps before."""
     eval_every: Annotated[int, STEPS] = 0
     """Steps between evaluations; by default those of the environment's budget, or 1000."""
-    solved_at: float | None = None
+    solved_at: Annotated[float | None, (-1e12, 1e12)] = None
     """Mean return that counts as solved; by default Gymnasium's reward threshold."""
     seeds: Annotated[int, (1, 10_000)] = 3
     episodes: Annotated[int, EPISODES] = 20
@@ -89,11 +89,6 @@ class SB3Comparison(CommandFlags):
     out: str = "runs/baselines"
     """Folder of the runs and curves."""
     device: Device = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.solved_at is not None:
-            validate_ranges(self, solved_at=(-1e12, 1e12))
 
     def measure(self, console: Console) -> dict[str, Any]:
         """By environment: the threshold, and by algorithm the curve of each seed."""

@@ -119,7 +119,7 @@ class FourierQuasimetricConfig(QuasimetricConfig):
     """A quasimetric on Fourier features of the state, for states that are close in space but far
     apart in steps, on two sides of a wall for instance."""
 
-    hidden: Annotated[int, WIDTH] = 256
+    hidden: int = 256
     num_frequencies: Annotated[int, WIDTH] = 128
     frequency_scale: Annotated[float, (0.0, 1e6)] = 2.0
     """Standard deviation of the frequencies, in radians per unit of the state."""
@@ -142,7 +142,7 @@ class ConvQuasimetricConfig(QuasimetricConfig):
     """A quasimetric of map states, with a convolutional embedding."""
 
     channels: Annotated[int, WIDTH] = 32
-    hidden: Annotated[int, WIDTH] = 256
+    hidden: int = 256
 
     def build_embedding(self, shape: MapShape, size: int) -> nn.Module:
         return ConvHead(shape, self.channels, self.hidden, size)
@@ -153,7 +153,7 @@ class GlimpseQuasimetricConfig(QuasimetricConfig):
     """A quasimetric on the keypoints of a state and the map around each, for states of a
     `KeypointMapEncoder`."""
 
-    hidden: Annotated[int, WIDTH] = 256
+    hidden: int = 256
     glimpse: GlimpseConfig = field(default_factory=lambda: GlimpseConfig(radius=6))
 
     def build_embedding(self, shape: MapShape, size: int) -> nn.Module:
