@@ -3,7 +3,7 @@ s, s' -> a, over flat states. Action and latent variable come as one tensor, `[.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, Any, NamedTuple, TypeAlias
@@ -434,7 +434,9 @@ class ConvDynamics(nn.Module):
         constants = self.constants.get(weights, lambda: ConvConstants(self.shape, *weights))
         if constants is None or not actions.numel():
             return None
-        return ConvUnroll.apply(state, actions, constants)
+        if torch.is_grad_enabled() and (state.requires_grad or actions.requires_grad):
+            return ByHand.apply(constants.unroll, state, actions)
+        return constants.unroll(state, actions)[0]
 
     def inverse(self, state: Tensor, next_state: Tensor) -> Tensor:
         """`[..., D]`, `[..., D]` -> `[..., A]`"""
@@ -444,7 +446,8 @@ class ConvDynamics(nn.Module):
 
 
 class ConvConstants:
-    """The weights of a `ConvDynamics` as the unroll of constant weights reads them."""
+    """The weights of a `ConvDynamics` as its unroll with constant weights reads them. Inside, maps
+    are cells `[N, h w, C]`, N = B * P."""
 
     def __init__(
         self, shape: MapShape, in_weight: Tensor, in_bias: Tensor, film_weight: Tensor,
@@ -474,61 +477,58 @@ class ConvConstants:
             self.last_start = state, version(state), count, result
         return result
 
-
-class ConvUnroll(torch.autograd.Function):
-    """H steps of `ConvDynamics` with constant weights, and their gradient with respect to actions
-    and start alone, both written by hand: states `[B, D]`, actions `[B, P, H, A]` -> states
-    `[B, P, H + 1, D]`. Inside, maps are cells `[N, h w, C]`, N = B * P."""
-
-    @staticmethod
-    def forward(ctx: Any, state: Tensor, actions: Tensor, constants: ConvConstants) -> Tensor:
-        c, silu, (batch, count, horizon, _) = constants, nn.functional.silu, actions.shape
-        modulations = torch.addmm(c.film_bias, actions.flatten(0, 2), c.film_weight_t)
+    def unroll(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Pullback]:
+        """States `[B, D]`, actions `[B, P, H, A]` -> states `[B, P, H + 1, D]`, and the pullback to
+        start and actions."""
+        silu, (batch, count, horizon, _) = nn.functional.silu, actions.shape
+        modulations = torch.addmm(self.film_bias, actions.flatten(0, 2), self.film_weight_t)
         # [H, N, 1, F]: with the bias of the input layer in the shift
         factors, shifts = (
             modulations.view(batch * count, horizon, 1, -1).transpose(0, 1).chunk(2, -1)
         )
-        shifts = torch.addcmul(shifts, factors, c.input.bias)
+        shifts = torch.addcmul(shifts, factors, self.input.bias)
         steps: list[tuple[Tensor, ...]] = []
-        start, first = c.start(state, count)
+        start, first = self.start(state, count)
         states = [start]
         for factor, shift in zip(factors.unbind(0), shifts.unbind(0), strict=True):
             if steps:
-                first = c.input.without_bias(states[-1])
-            u = first.view(batch * count, -1, c.hidden)
+                first = self.input.without_bias(states[-1])
+            u = first.view(batch * count, -1, self.hidden)
             x = torch.addcmul(shift, u, factor)
-            y = torch.addmm(c.mid_bias, silu(x).view(-1, c.hidden), c.mid_weight_t)
+            y = torch.addmm(self.mid_bias, silu(x).view(-1, self.hidden), self.mid_weight_t)
             steps.append((factor, u, x, y))
-            delta = c.delta.without_bias(silu(y)).add_(c.delta.bias)
+            delta = self.delta.without_bias(silu(y)).add_(self.delta.bias)
             states.append(delta.add_(states[-1]))
-        ctx.steps, ctx.constants, ctx.shape = steps, c, actions.shape
         # two copies of long rows are faster than one of single numbers
-        path = torch.cat(states).t().contiguous().view(c.channels, horizon + 1, batch, count, -1)
-        return path.permute(2, 3, 1, 0, 4).flatten(-2)
+        path = torch.cat(states).t().contiguous().view(self.channels, horizon + 1, batch, count, -1)
+        to_start, shape = state.requires_grad, actions.shape
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        c, silu_backward = ctx.constants, torch.ops.aten.silu_backward.grad_input
-        batch, count, horizon, _ = ctx.shape
-        by_time = (
-            to_cells(grad, c.channels).permute(2, 0, 1, 3, 4).reshape(horizon + 1, -1, c.channels)
-        )
+        def pullback(grad: Tensor) -> tuple[Tensor | None, Tensor]:
+            return self._gradient(grad, steps, to_start, shape)
+
+        return path.permute(2, 3, 1, 0, 4).flatten(-2), pullback
+
+    def _gradient(
+        self, grad: Tensor, steps: Sequence[tuple[Tensor, ...]], to_start: bool, shape: torch.Size
+    ) -> tuple[Tensor | None, Tensor]:
+        """The gradient of the states `[B, P, H + 1, D]` -> those of the start `[B, D]`, or None,
+        and of the actions (`shape`). `steps`: factor, u, x and y of each."""
+        silu_backward, channels = torch.ops.aten.silu_backward.grad_input, self.channels
+        by_time = to_cells(grad, channels).permute(2, 0, 1, 3, 4).flatten(1, 3)
         grad_state, grad_factors, grad_shifts = by_time[-1], [], []
-        for step in range(horizon - 1, -1, -1):
-            factor, u, x, y = ctx.steps[step]
-            grad_k = c.delta.gradient(grad_state)
-            grad_h = (silu_backward(grad_k, y, grad_input=grad_k) @ c.mid_weight).view_as(x)
+        for step in reversed(range(len(steps))):
+            factor, u, x, y = steps[step]
+            grad_k = self.delta.gradient(grad_state)
+            grad_h = (silu_backward(grad_k, y, grad_input=grad_k) @ self.mid_weight).view_as(x)
             grad_x = silu_backward(grad_h, x, grad_input=grad_h)
             grad_shifts.append(grad_x.sum(1))
             grad_factors.append((grad_x * u).sum(1))
-            if step or ctx.needs_input_grad[0]:
-                grad_u = grad_x.mul_(factor).view(-1, c.hidden)
-                grad_state = c.input.gradient(grad_u).add_(grad_state).add_(by_time[step])
+            if step or to_start:
+                grad_u = grad_x.mul_(factor).view(-1, self.hidden)
+                grad_state = self.input.gradient(grad_u).add_(grad_state).add_(by_time[step])
         grad_shift = torch.stack(grad_shifts[::-1], 1)  # [N, H, F]
-        grad_factor = torch.stack(grad_factors[::-1], 1).addcmul_(grad_shift, c.input.bias)
-        grad_actions = (torch.cat([grad_factor, grad_shift], -1) @ c.film_weight).view(ctx.shape)
-        if not ctx.needs_input_grad[0]:
-            return None, grad_actions, None
-        grad_start = grad_state.view(batch, count, -1, c.channels).sum(1).mT.flatten(1)
-        return grad_start, grad_actions, None
+        grad_factor = torch.stack(grad_factors[::-1], 1).addcmul_(grad_shift, self.input.bias)
+        grad_actions = (torch.cat([grad_factor, grad_shift], -1) @ self.film_weight).view(shape)
+        if not to_start:
+            return None, grad_actions
+        return grad_state.view(*shape[:2], -1, channels).sum(1).mT.flatten(1), grad_actions

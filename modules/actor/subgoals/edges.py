@@ -13,7 +13,7 @@ EDGE_PENALTY = 8.0
 """Steps added to the cost of a first edge along which the agent made no progress."""
 
 MIN_EDGE_COST = 1e-3
-"""Least cost of an edge in steps, unless it leads nowhere else."""
+"""Least cost of an edge in steps."""
 
 MIN_PROGRESS = 0.5
 """Steps; an agent that has moved less is stuck."""
