@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -232,7 +233,22 @@ def test_a_collapsed_run_says_so(tiny, tmp_path):
     [(1, 20, "no collapse"), (0.05, 20, "hardly"), (1, 1.4, "along a line")],
 )
 def test_the_summary_names_both_kinds_of_collapse(std, rank, message):
-    assert message in describe_collapse({"std_mean": std, "std_min": std, "effective_rank": rank})
+    metrics = {"std_mean": std, "std_min": std, "num_constant": 0, "effective_rank": rank}
+    assert message in describe_collapse(metrics)
+
+
+@pytest.mark.parametrize(
+    ("num_constant", "message"),
+    [
+        (0, r"least 0\.\d+, effective rank [\d.]+$"),
+        (1, "; 1 number of the state does not vary$"),
+        (3, "least 0.00, .*; 3 numbers of the state do not vary$"),
+    ],
+)
+def test_numbers_of_the_state_that_do_not_vary_are_counted(num_constant, message):
+    states = torch.randn(256, 12, generator=torch.Generator().manual_seed(0))
+    states[:, :num_constant] *= 1e-3
+    assert re.search(message, describe_collapse(spectrum(states)))
 
 
 @pytest.mark.parametrize("seed", range(12))

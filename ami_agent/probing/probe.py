@@ -23,6 +23,8 @@ FACTOR_ENVS, FACTOR_STEPS = 256, 5  # few steps of many environments: as many la
 COLLAPSE_ENVS, COLLAPSE_STEPS = 16, 31
 MIN_STD = 0.1
 """Mean standard deviation of the state's dimensions below which it has collapsed (VICReg: 1)."""
+CONSTANT_STD = 0.01
+"""Standard deviation below which a dimension of the state does not vary."""
 MIN_RANK = 1.5
 """Effective rank below which a state has collapsed: it can't encode a position in a plane, for
 which it needs about 2, or a little less where positions are unevenly distributed."""
@@ -53,7 +55,8 @@ def fit_probe(states: Tensor, factors: Tensor) -> Probe:
 
 def spectrum(states: Tensor) -> dict[str, float]:
     """Metrics of collapse for states `[N, D]`: the smallest and the mean standard deviation of a
-    dimension, and the effective rank exp(H(eigenvalues)) (Roy & Vetterli 2007)."""
+    dimension, the number of dimensions that do not vary, and the effective rank
+    exp(H(eigenvalues)) (Roy & Vetterli 2007)."""
     if not states.isfinite().all():
         raise DivergenceError("states are not finite; a smaller learning rate may help")
     # In float32 LAPACK does not converge on many matrices with repeated eigenvalues.
@@ -65,6 +68,7 @@ def spectrum(states: Tensor) -> dict[str, float]:
     return {
         "std_min": float(deviation.min()),
         "std_mean": float(deviation.mean()),
+        "num_constant": float((deviation < CONSTANT_STD).sum()),
         "effective_rank": float(torch.exp(-(fractions * fractions.log()).sum())),
     }
 
@@ -148,9 +152,12 @@ def describe_collapse(metrics: Mapping[str, float]) -> str:
     """The metrics of `spectrum` in words."""
     deviation, rank = metrics["std_mean"], metrics["effective_rank"]
     if not (deviation < MIN_STD or rank < MIN_RANK):
-        least = metrics["std_min"]
+        least, count = metrics["std_min"], int(metrics["num_constant"])
+        vary = "number of the state does" if count == 1 else "numbers of the state do"
+        constant = f"; {count} {vary} not vary" if count else ""
         return (
             f"no collapse: mean std {deviation:.2f}, least {least:.2f}, effective rank {rank:.1f}"
+            f"{constant}"
         )
     fault, term = f"varies along a line only (effective rank {rank:.1f})", "covariance"
     if deviation < MIN_STD:
