@@ -400,7 +400,8 @@ def _to_original_class(found: Any, default: Any, path: str) -> Any:
             try:
                 value = parse_options(value, before)
             except ConfigError as error:
-                raise ConfigError(f"{path}{name}: {error}") from None
+                flag = _flag_name(name, hints[name])
+                raise ConfigError(f"{path}{flag}: {error}") from None
         values[name] = value
     try:
         return type(default)(**values)

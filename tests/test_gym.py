@@ -15,8 +15,10 @@ import torch
 
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
+from ami_agent.adapters.imports import import_path
 from ami_agent.cli.main import main
 from ami_agent.config import build, override
+from ami_agent.train import describe_discount
 from modules.actor.policy import BoxActions, OneHotActions
 from modules.types import ConfigError
 from tests.conftest import error_line
@@ -296,6 +298,14 @@ def test_every_planner_makes_one_hot_choices(name):
 )
 def test_the_discount_follows_from_the_episode_length(env, discount):
     assert ami.recipes.gym(env).cost.value_critics.discount == pytest.approx(discount)
+
+
+def test_a_limit_that_no_flag_set_is_not_a_flag_s_alone(own):
+    import_path("own.py")
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Own-v0"))
+    with closing(config.env.build(1)) as env:
+        said = describe_discount(0, *env.max_episode_steps())
+    assert "at most 1000 steps (set by the recipe, or by --env.max-episode-steps)" in said
 
 
 def test_imitation_of_a_choice_continues_until_the_policy_is_certain():

@@ -488,7 +488,7 @@ def test_a_flag_that_replaces_the_native_vector_version_by_other_observations_sa
         image, output = said(**flags)
         assert "21x16" in image
         for flag, value in flags.items():
-            assert f"--env.{flag} {value}" in output
+            assert f"--env.{flag.replace('_', '-')} {value}" in output
         assert (
             "its own vector version, which is used without, observes Box(0, 255, (1, 12, 12)"
             in output

@@ -222,6 +222,12 @@ def test_options_that_mean_nothing_are_refused_in_one_line(words, message):
     assert "\n" not in str(output.value)
 
 
+def test_a_flag_is_spelled_in_a_message_as_on_the_command_line():
+    default = EnvFlags(env=EnvConfig(id="x"))
+    with pytest.raises(ConfigError, match="^--env.reset-options: 'task_id' has no value"):
+        config_io.parse(default, ["--env.reset-options", "task_id"], "test")
+
+
 def test_options_are_the_same_after_saving():
     options = {"size": [8, 8], "config": {"a": None, "b": [True, 1, 1.0, "1"]}, "empty": {}}
     config = recipes.two_rooms()

@@ -257,7 +257,8 @@ class EnvAdapter:
         """The agent's steps after which an episode is truncated at the latest, and the setting or
         attribute that states it; 0 where none does."""
         spec, action_repeat = self.unwrapped.spec, self.config.action_repeat
-        limits = {"--env.max-episode-steps": float(self.config.max_episode_steps)}
+        source = "set by the recipe, or by --env.max-episode-steps"
+        limits = {source: float(self.config.max_episode_steps)}
         if spec is not None and spec.max_episode_steps:
             limits["max_episode_steps of its registration"] = spec.max_episode_steps / action_repeat
         else:
@@ -333,7 +334,11 @@ class EnvAdapter:
         config = self.config
         defaults = {"max_episode_steps": 0, "action_repeat": 1, "frame_stack": 1}
         values = {name: getattr(config, name) for name in defaults}
-        flags = [f"--env.{name} {n}" for name, n in values.items() if n != defaults[name]]
+        flags = [
+            f"--env.{name.replace('_', '-')} {n}"
+            for name, n in values.items()
+            if n != defaults[name]
+        ]
         if config.vectorization_mode != "auto" or not flags:
             return []
         single = frame = self.vector_env.single_observation_space
