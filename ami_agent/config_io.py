@@ -7,9 +7,10 @@ import io
 import re
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import field, fields, is_dataclass, make_dataclass
+from difflib import get_close_matches
 from functools import cache, partial
 from math import isfinite
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -23,6 +24,7 @@ from cattrs.preconf.json import make_converter
 from ami_agent.adapters.make import UnparsedOptions, join_option_flags, parse_options
 from ami_agent.config import STAGES, Config, override
 from ami_agent.custom import class_name, component_class, component_path
+from ami_agent.training import Stage
 from modules.types import BadSetting, ConfigError, shorten
 
 AnySettings = TypeVar("AnySettings")
@@ -322,7 +324,7 @@ def _parse(default: Any, argv: Sequence[str], program: str, **kwargs: Any) -> An
     except SystemExit as stop:
         if stop.code:
             message = _parser_message(stderr.getvalue() or stdout.getvalue())
-            raise ConfigError(message + _renamed(argv)) from None
+            raise ConfigError(message + _meant_flag(message, argv, default)) from None
         print(stdout.getvalue(), end="")  # --help
         raise
 
@@ -342,30 +344,67 @@ def _check_once(argv: Sequence[str]) -> None:
             raise ConfigError(f"{flag} is given {count} times; give it once, with all its values")
 
 
-def _concrete_class(default: Any) -> Any:
+def _concrete_class(default: Any, hidden: Collection[str] = ()) -> Any:
     """A subclass of the dataclass of `default` whose fields have just the classes they have there;
-    flags for unions of dataclasses would otherwise become subcommands."""
+    flags for unions of dataclasses would otherwise become subcommands. `hidden`: fields that get no
+    flag, `name` or, within a field, `name.inner`."""
     kind, concrete_fields = type(default), []
+    if isinstance(default, Stage):
+        hidden = {*hidden, *default.overridden_settings}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         value = getattr(default, name)
         if name == "stages" and isinstance(default, Config):
             value, hint = _as_dataclass(value), Annotated[hint, UNPREFIXED]
         if is_dataclass(value):
-            concrete = _concrete_class(value)
+            inner = {h.partition(".")[2] for h in hidden if h.startswith(f"{name}.")}
+            concrete = _concrete_class(value, inner)
             metadata = hint.__metadata__ if get_origin(hint) is Annotated else ()
             marked = tuple([concrete, *metadata])  # Python 3.10 has no star in an index
             hint = Annotated[marked] if metadata else concrete
             concrete_fields.append((name, hint, field(default_factory=concrete)))
         else:
-            if isinstance(value, dict) and any(map(is_dataclass, value.values())):
-                hint = Annotated[hint, tyro.conf.Suppress]  # no flags within a mapping
-            elif value is None and any(map(is_dataclass, get_args(hint))):
-                hint = Annotated[None, tyro.conf.Suppress]  # nor of a component that is left out
+            if value is None and any(map(is_dataclass, get_args(hint))):
+                hint = None  # a component that is left out
+            if name in hidden or not _has_flag(value, hint):
+                hint = Annotated[hint, tyro.conf.Suppress]
             concrete_fields.append((name, hint, field(default_factory=partial(copy, value))))
     return make_dataclass(
         kind.__name__, concrete_fields, bases=(kind,), frozen=True, kw_only=True,
         namespace={"__post_init__": _unchecked},
     )  # fmt: skip
+
+
+def _has_flag(value: Any, hint: Any) -> bool:
+    """Whether a field that is no dataclass has a flag: there are none within a mapping, nor of a
+    component that is left out."""
+    is_left_out = value is None and (hint is None or any(map(is_dataclass, get_args(hint))))
+    is_mapping = isinstance(value, dict) and any(map(is_dataclass, value.values()))
+    return not (is_left_out or is_mapping)
+
+
+def _flags(settings: Any, path: str = "--") -> Iterator[str]:
+    """The flags of these settings, those without effect included."""
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        value = getattr(settings, name)
+        if name == "stages" and isinstance(settings, Config):
+            yield from _flags(_as_dataclass(value), path)
+        elif is_dataclass(value):
+            flag = _flag_name(name, hint)
+            yield from _flags(value, f"{path}{flag}." if flag else path)
+        elif _has_flag(value, hint):
+            yield f"{path}{_flag_name(name, hint)}"
+
+
+def _overridden_flags(default: Any) -> dict[str, str]:
+    """The flags that stages leave out, as they would have no effect, each with the one that decides
+    in its place."""
+    configs = [part for part in (default, *vars(default).values()) if isinstance(part, Config)]
+    return {
+        flag_of(f"{name}.{setting}"): flag_of(f"{name}.{decisive}")
+        for config in configs
+        for name, stage in config.stages.items()
+        for setting, decisive in stage.overridden_settings.items()
+    }
 
 
 UNPREFIXED = tyro.conf.arg(name="")  # the flags of a stage begin with its name
@@ -441,14 +480,30 @@ RENAMED_FLAGS = {
 """Flags of version 0.1, or how they begin, and what they are called now."""
 
 
-def _renamed(argv: Sequence[str]) -> str:
-    """What an old flag among these is called now, as the end of a message."""
+MAX_MEANT, MIN_SIMILARITY = 3, 0.86
+"""Flags that a message names as probably meant, and how alike a single one is, at least."""
+
+
+def _meant_flag(message: str, argv: Sequence[str], default: Any) -> str:
+    """What replaces an old flag among these, or one without effect, and what was probably meant by
+    one that is not known, as the end of a message."""
+    overridden = _overridden_flags(default)
     for arg in argv:
         flag = arg.partition("=")[0]
+        if by := overridden.get(flag.replace("_", "-")):
+            return f" ({flag} has no effect: {by} decides it)"
         for old, new in RENAMED_FLAGS.items():
             if flag == old or (old.endswith(".") and flag.startswith(old)):
                 return f" ({flag} is called {new}{'...' if new.endswith('.') else ''} now)"
-    return ""
+    unknown = re.match(r"Unrecognized options: (--[^\s,=]+)", message)
+    if not unknown:
+        return ""
+    name = unknown[1].replace("_", "-").removeprefix("--")
+    flags = [flag for flag in _flags(default) if flag not in overridden]
+    ends = [flag for flag in flags if flag.endswith(f".{name}")]
+    meant = sorted(ends, key=lambda flag: flag.count("."))[:MAX_MEANT]
+    meant = meant or get_close_matches(f"--{name}", flags, 1, MIN_SIMILARITY)
+    return f" (perhaps you meant {' or '.join(meant)}?)" if meant else ""
 
 
 PLAIN_MESSAGES = {
@@ -471,12 +526,11 @@ PLAIN_MESSAGES = {
 
 
 def _parser_message(box: str) -> str:
-    """The error of the parser without its frame, and the flag that was probably meant."""
+    """The error of the parser without its frame."""
     bare = re.sub(r"[\u2500-\u257f]+|-{3,}", "\n", box)
     paragraphs = re.split(r"\n\s*\n", re.sub(r"[ \t]+", " ", bare))
     lines = [" ".join(p.split()) for p in paragraphs]
     message = next((text for text in lines if ":" in text), " ".join(lines))
-    suggestion = re.search(r"Perhaps you meant:\s*(--\S+)", " ".join(lines))
     for pattern, plain in PLAIN_MESSAGES.items():
         message = re.sub(pattern, plain, message)
-    return message + (f" (perhaps you meant {suggestion[1]}?)" if suggestion else "")
+    return message

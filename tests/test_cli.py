@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -108,6 +109,23 @@ def own(run, tmp_path) -> Path:
 def test_bad_input_gets_one_line(argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in error_line(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--actor-critic.step", "(perhaps you meant --actor-critic.steps?)"),
+        ("--steps", "(perhaps you meant --collect.steps or --actor-critic.steps or "),
+        ("--actor-critic.optim.steps", "has no effect: --actor-critic.steps decides it"),
+        ("--actor-critic.train-jepa.optim.steps", "--actor-critic.steps decides it"),
+        ("--actor-critic.zeal", "Unrecognized options: --actor-critic.zeal, 300\n"),
+    ],
+)
+def test_a_flag_that_is_suggested_has_an_effect(flag, message, capsys):
+    said = error_line(capsys, "train", "gym", flag, "300")
+    assert message in said
+    for named in re.findall(r"--[\w.-]+", said.partition("perhaps you meant")[2]):
+        assert not re.fullmatch(r"--actor-critic\.(train-jepa\.)?optim\.steps", named)
 
 
 def test_a_flag_that_is_given_twice_is_refused(capsys):

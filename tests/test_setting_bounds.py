@@ -224,7 +224,7 @@ def test_options_that_mean_nothing_are_refused_in_one_line(words, message):
 
 def test_a_flag_is_spelled_in_a_message_as_on_the_command_line():
     default = EnvFlags(env=EnvConfig(id="x"))
-    with pytest.raises(ConfigError, match="^--env.reset-options: 'task_id' has no value"):
+    with pytest.raises(ConfigError, match=r"^--env\.reset-options: 'task_id' has no value"):
         config_io.parse(default, ["--env.reset-options", "task_id"], "test")
 
 

@@ -57,6 +57,8 @@ from modules.types import (
 if TYPE_CHECKING:
     from ami_agent.config import Config
 
+OPTIM_STEPS = ("optim.steps", "train_jepa.optim.steps")
+"""Settings that have no effect: the stage says how many updates there are."""
 CHECK_UNITS_EVERY = 10
 """Steps in each environment between checks of the latest steps for outliers in their units. Checks
 of the whole buffer become rarer as it grows, so that their cost per step stays the same."""
@@ -178,6 +180,10 @@ class OfflineActorCritic(ActorCriticStage):
     updates: Annotated[int, ENV_STEPS] = 5000
     """Updates of the world model, and as many of policy and critics."""
 
+    @property
+    def overridden_settings(self) -> Mapping[str, str]:
+        return dict.fromkeys(OPTIM_STEPS, "updates")
+
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         return OfflineRun(self, agent, env, self.updates, seed)
 
@@ -197,6 +203,10 @@ class OnlineActorCritic(ActorCriticStage):
     @property
     def env_steps(self) -> int:
         return self.steps
+
+    @property
+    def overridden_settings(self) -> Mapping[str, str]:
+        return dict.fromkeys(OPTIM_STEPS, "steps")
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         return OnlineRun(self, agent, env, seed)

@@ -56,6 +56,12 @@ class Stage(Settings):
         """Keyword arguments of the environment that hold for this stage only."""
         return vars(self).get("options", {})
 
+    @property
+    def overridden_settings(self) -> Mapping[str, str]:
+        """Settings of its parts that have no effect in this stage, and so no flag: each with the
+        setting of the stage that decides in its place."""
+        return {}
+
     def check(self, config: Config, name: str) -> None:
         """Raises ConfigError where the stage, `config.stages[name]`, can't be taken by this agent,
         in these tasks, on episodes of this length."""
