@@ -15,8 +15,11 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)  ## train the default recipe, evaluate both modes, draw the planning rollouts
-	rm -rf runs/demo
-	$(BIN)/ami train two-rooms --out runs/demo
+	test ! -e runs/demo/eval.json || rm -rf runs/demo  # a finished run: a new one is started
+	if test -e runs/demo/config.json; then \
+	  $(BIN)/ami train two-rooms --out runs/demo --resume || \
+	    { test $$? = 2 && rm -rf runs/demo; }; fi  # 2: another version wrote it
+	test -e runs/demo/config.json || $(BIN)/ami train two-rooms --out runs/demo
 	$(BIN)/ami show runs/demo
 
 test: $(VENV)/docs-ready  ## all tests, including the few that train an agent

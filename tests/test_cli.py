@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -39,8 +40,6 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture
 def own(run, tmp_path) -> Path:
     """A copy of it that a test may spoil."""
-    import shutil
-
     return Path(shutil.copytree(run, tmp_path / "run"))
 
 
@@ -402,3 +401,40 @@ def test_results_are_written_to_a_pipe_as_to_a_file_and_change_nothing_else(tmp_
 @pytest.mark.parametrize("seconds", ["nan", "-1"])
 def test_infinite_seconds_are_refused(seconds, capsys):
     assert "--save-every is" in error_line(capsys, "train", "two-rooms", "--save-every", seconds)
+
+
+FAKE_AMI = """#!/bin/sh
+echo "$@" >> called
+test "$1" = show && exit 0
+for flag; do test "$flag" = --resume && test -e refused && exit $(cat refused); done
+mkdir -p runs/demo && touch runs/demo/config.json runs/demo/eval.json
+"""
+TRAINED, RESUMED, SHOWN = (
+    "train two-rooms --out runs/demo", "train two-rooms --out runs/demo --resume", "show runs/demo",
+)  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("found", "refused", "calls", "kept"),
+    [
+        ((), 0, (TRAINED, SHOWN), False),
+        (("config.json", "mine"), 0, (RESUMED, SHOWN), True),  # interrupted
+        (("config.json", "mine"), 1, (RESUMED,), True),  # interrupted again
+        (("config.json", "mine"), 2, (RESUMED, TRAINED, SHOWN), False),  # of another version
+        (("config.json", "eval.json", "mine"), 0, (TRAINED, SHOWN), False),  # finished
+    ],
+)
+def test_make_demo_continues_what_was_interrupted(found, refused, calls, kept, tmp_path):
+    (tmp_path / "ami").write_text(FAKE_AMI)
+    (tmp_path / "ami").chmod(0o755)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    for name in found:
+        (tmp_path / "runs" / "demo" / name).touch()
+    if refused:
+        (tmp_path / "refused").write_text(str(refused))
+    argv = ["make", "-f", str(ROOT / "Makefile"), "demo", "READY=", f"BIN={tmp_path}"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == (refused != 1), done.stderr
+    assert tuple((tmp_path / "called").read_text().splitlines()) == calls
+    assert (tmp_path / "runs" / "demo" / "mine").exists() == kept
