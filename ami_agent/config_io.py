@@ -23,7 +23,7 @@ from cattrs.preconf.json import make_converter
 
 from ami_agent.adapters.make import UnparsedOptions, join_option_flags, parse_options
 from ami_agent.config import STAGES, Config, override
-from ami_agent.custom import class_name, component_class, component_path
+from ami_agent.custom import MissingImport, class_name, component_class, component_path
 from ami_agent.training import Stage
 from modules.types import BadSetting, ConfigError, shorten
 
@@ -172,9 +172,21 @@ def from_json(data: Any, source: str) -> Config:
     try:
         return _converter().structure(data, Config)
     except Exception as error:  # what another wrote may fail anywhere
+        if missing := _missing_import(error):
+            raise MissingImport(
+                f"{source} needs code that is not imported unless you name it: {missing}"
+            ) from None
         raise ConfigError(
             f"{source} holds no settings of this version: {_error_text(error)}"
         ) from None
+
+
+def _missing_import(error: BaseException) -> MissingImport | None:
+    """The first component among these errors whose file the user did not name."""
+    if isinstance(error, MissingImport):
+        return error
+    inner = (_missing_import(each) for each in getattr(error, "exceptions", ()))
+    return next(filter(None, inner), None)
 
 
 def _error_text(error: BaseException) -> str:

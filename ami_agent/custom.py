@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from ami_agent.config import Config
 
 OURS = ("ami_agent", "modules")
+
+
+class MissingImport(ConfigError):
+    """Settings name a component of a file that the user did not name."""
+
+
 _named: dict[str, str] = {}
 """Files (x.py) and modules that the user named in this process, by the name that settings write
 down: the stem of the file, or the module."""
@@ -47,7 +53,7 @@ def component_class(path: str) -> type:
     module_name, _, class_name = path.rpartition(".")
     if module_name not in _named:
         file = module_name if "." in module_name else f"{module_name}.py"
-        raise ConfigError(
+        raise MissingImport(
             f"{path} is a component that is not part of AMI: name the file that defines it "
             f"(--import {file}; in Python imports=('{file}',))"
         )

@@ -109,8 +109,10 @@ def test_a_run_folder_imports_no_file(files, capsys):
     custom._named.clear()
     custom._known.clear()
     message = error_line(capsys, "eval", folder, "--episodes", 1)
+    assert "config.json needs code that is not imported unless you name it" in message
     assert "my_encoder.MyEncoderConfig" in message
     assert "--import my_encoder.py" in message
+    assert "version" not in message
 
 
 @dataclass(frozen=True, kw_only=True)
