@@ -235,6 +235,12 @@ class Trainer:
         if saved_state:
             with one_line_errors(self.folder / "checkpoints"):
                 stage_run.load_state_dict(saved_state)
+        num_envs = self.agent.replay_buffer.num_envs
+        if stage.env_steps and num_envs > 1:
+            self.logger.info(
+                f"{name}: {stage.env_steps:,} steps in each of {num_envs:,} environments, "
+                f"{num_envs * stage.env_steps:,} steps in all"
+            )
         self._run_updates(index, name, stage_run)
         evaluates = bool(self.options.eval_episodes and not stage.env_steps and stage_run.total)
         if evaluates:

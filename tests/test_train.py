@@ -223,6 +223,8 @@ def test_a_collapsed_run_says_so(tiny, tmp_path):
     optim = replace(tiny.stages["train_jepa"].optim, steps=150, lr=3e-3)
     objective = replace(tiny.stages["train_jepa"], weights=weights, optim=optim)
     train(override(tiny, {"stages.train_jepa": objective}), out=tmp_path / "run", logger=Listener())
+    steps = tiny.collect.steps
+    assert f"collect: {steps} steps in each of 8 environments, {8 * steps} steps in all" in message
     output = [text for text in message if text.startswith("train_jepa")]
     assert "COLLAPSED" in output[-1]
     assert output[0] == "train_jepa 0: nothing learnt yet"
