@@ -135,7 +135,7 @@ def check_run_folder(config: Config, out: Path, seed: int, resume: bool) -> None
         with closing(config.env.build(1)) as env:
             check_same_spaces(run_dir.spec_of(out, config), env.spec, config.env)
     else:
-        run_dir.ensure_unused(out)
+        run_dir.ensure_unused(out, config.env.id)
 
 
 def stage_seed(seed: int, name: str) -> int:

@@ -77,11 +77,27 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"--out {folder}: {existing} is not a folder")
 
 
-def ensure_unused(run: Path) -> None:
-    """Raises ConfigError if the folder holds a run already, or a file is in its place."""
+def ensure_unused(run: Path, env_id: str) -> None:
+    """Raises ConfigError if the folder holds a run already, or a file is in its place. `env_id`:
+    the environment of the run that is to be started."""
     check_folder(run)
-    if (run / "config.json").exists() or checkpoint.checkpoints(run):
-        raise ConfigError(f"{run} holds a run already: --resume it, or choose another --out")
+    if not ((run / "config.json").exists() or checkpoint.checkpoints(run)):
+        return
+    other = _env_id(run)
+    if other and other != env_id:
+        raise ConfigError(
+            f"{run} holds a run already, in the environment {other}, and this one is in {env_id}: "
+            "choose another --out"
+        )
+    where = f", in the environment {other}" if other else ""
+    raise ConfigError(f"{run} holds a run already{where}: --resume it, or choose another --out")
+
+
+def _env_id(run: Path) -> str:
+    """The environment of a run; empty where its settings don't say."""
+    with suppress(ConfigError, LookupError, TypeError):
+        return str(read_json(run / "config.json")["env"]["id"])
+    return ""
 
 
 def create(
