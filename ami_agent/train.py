@@ -40,6 +40,7 @@ from ami_agent.validate import check_config
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.types import ConfigError, DivergenceError, validate_ranges
 
+CONTINUE = "continue with --resume"
 LOG_EVERY = 50
 PROBE_EVERY = 300
 PROBED = {"train_jepa"}
@@ -207,7 +208,8 @@ class Trainer:
         self.probe = make_probe(config.eval_env, seed)
 
     def run(self) -> Agent:
-        """Runs the remaining stages. Raises Interrupted, whose message says what was saved."""
+        """Runs the remaining stages. Raises Interrupted, or EnvError where an environment fails,
+        whose message says what was saved."""
         if (critics := self.agent.cost.interoceptive_cost.value_critics) is not None:
             self.logger.info(describe_discount(critics.discount, *self.max_episode_steps))
         try:
@@ -217,6 +219,8 @@ class Trainer:
             self._end()
         except Interrupted as interrupt:
             raise Interrupted(f"{interrupt.message}; {self._saved_message()}") from None
+        except EnvError as error:
+            raise EnvError(f"{error}; {self._saved_message()}") from error
         return self.agent.eval()
 
     def _stage(self, index: int, name: str, stage: Stage) -> None:
@@ -332,7 +336,7 @@ class Trainer:
         self._average_metrics(list(self.config.stages)[self.stage_index], stage_run.step)
         state = stage_run.state_dict()
         if state:
-            self._save(state)
+            self._save(state, [stage_run.step, stage_run.total])
         self.last_saved = time.monotonic()
 
     def _probe(self, name: str, step: int) -> None:
@@ -372,8 +376,9 @@ class Trainer:
         """Saves the replay buffer's new steps; they count once a checkpoint is saved after them."""
         self.chunks.save(self.agent.replay_buffer)
 
-    def _save(self, stage_state: Mapping[str, Tensor]) -> None:
-        """Saves the replay buffer's new steps, a checkpoint and the seconds in the manifest."""
+    def _save(self, stage_state: Mapping[str, Tensor], step: Sequence[int] = ()) -> None:
+        """Saves the replay buffer's new steps, a checkpoint and the seconds in the manifest.
+        `step`: within a stage, its step and how many it has."""
         self._save_buffer()
         head = buffer_head(self.agent.replay_buffer)
         state = {name: part for name, part in stage_state.items() if not name.startswith("memory.")}
@@ -390,7 +395,7 @@ class Trainer:
         }  # fmt: skip
         metadata = {
             "updates": self.updates, "stage_index": self.stage_index,
-            "stages": list(self.config.stages), "seconds": self.seconds,
+            "stages": list(self.config.stages), "step": list(step), "seconds": self.seconds,
             "log": dict(self.logger.position()), "last_evaluated": self.last_evaluated,
         }  # fmt: skip
         folder = checkpoint.checkpoint_dir(self.folder, self.updates)
@@ -417,13 +422,9 @@ class Trainer:
 
     def _saved_message(self) -> str:
         """What a run that is interrupted has saved."""
-        checkpoints = checkpoint.checkpoints(self.folder)
-        if not checkpoints:
+        if not checkpoint.checkpoints(self.folder):
             return f"{self.folder} had no checkpoint yet"
-        return (
-            f"{self.folder} is saved up to update {int(checkpoints[-1].name[5:])}; continue with "
-            "--resume"
-        )
+        return f"{self.folder} is saved{run_dir.describe_progress(self.folder)}; {CONTINUE}"
 
     def _restore(self) -> None:
         """Restores the newest checkpoint, if there is one, and truncates the log to it."""
@@ -497,7 +498,7 @@ class Replica(Trainer):
     """Trains beside process 0, which alone evaluates the agent and writes to the run folder."""
 
     def _save_buffer(self) -> None: ...
-    def _save(self, stage_state: Mapping[str, Tensor]) -> None: ...
+    def _save(self, stage_state: Mapping[str, Tensor], step: Sequence[int] = ()) -> None: ...
     def _write_seconds(self) -> None: ...
     def _end(self) -> None: ...
     def _evaluate_if_due(self, name: str, stage_run: StageRun) -> None: ...

@@ -89,13 +89,16 @@ def test_a_signal_saves_a_checkpoint_and_the_resumed_run_is_as_if_uninterrupted(
     os.kill(pid, number)
     code, message = ended(pid, run)
     assert code == 1
-    assert message.startswith(f"ami: interrupted by {number.name}; {run} is saved up to update ")
+    said = f"ami: interrupted by {number.name}; {run} is saved in train_jepa at step "
+    assert message.startswith(said)
     assert message.count("\n") == 1
     _, facts = checkpoint.load(checkpoint.latest(run))
     assert 60 < facts["updates"] < 2560
     assert facts["stage_index"] == 1
     tensors, _ = checkpoint.load(checkpoint.latest(run))
-    assert int(tensors["stage_run.step"]) == facts["updates"] - 60
+    step = int(tensors["stage_run.step"])
+    assert step == facts["updates"] - 60
+    assert message == f"{said}{step}/2500; continue with --resume\n"
 
 
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):

@@ -6,8 +6,8 @@ from __future__ import annotations
 import io
 import sys
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from multiprocessing import active_children
@@ -20,6 +20,7 @@ from rich.console import Console
 
 from ami_agent import ablation, config_io
 from ami_agent.adapters.env import EnvConfig
+from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.adapters.imports import call_function
 from ami_agent.agent import Agent
 from ami_agent.bench import BENCHMARKS
@@ -45,12 +46,15 @@ RunFlags = TypeVar("RunFlags", args.EvalFlags, args.ShowFlags, args.ProbeFlags)
 
 
 def _load(
-    name: str, default: RunFlags, argv: Sequence[str], program: str
+    name: str, default: RunFlags, argv: Sequence[str], program: str, console: Console
 ) -> tuple[RunFlags, Config, Agent]:
-    """The flags, and the run in the folder `name`."""
+    """The flags, and the run in the folder `name`; says where its training is unfinished."""
     flags = args.parse(default, args.resolve_aliases(argv), program)
     config = run_dir.config_of(Path(name), flags.imports, flags.trust)
-    return flags, config, run_dir.load(name, args.device(flags.device), config)
+    agent = run_dir.load(name, args.device(flags.device), config)
+    if progress := run_dir.describe_progress(Path(name)):
+        print_line(console, f"{name} is unfinished: it was saved{progress}")
+    return flags, config, agent
 
 
 def _run_all(*steps: Callable[[], None]) -> None:
@@ -120,7 +124,7 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
         logger.info(f"{name}, seed {flags.seed}, on {device}{among}, into {out}")
         agent = train_agent(logger=logger)
         logger.info(_describe_evaluation("both modes", flags.episodes))
-        with run_dir.threads_of(out):
+        with run_dir.threads_of(out), _naming_trained(out):
             by_mode = evaluate_modes(agent, flags.config.eval_env, episodes=flags.episodes)
         results = {mode: {"recipe": name, **metrics} for mode, metrics in by_mode.items()}
         print_table(console, f"{name}, seed {flags.seed}", *table_rows(results))
@@ -132,8 +136,20 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
         )
 
 
+@contextmanager
+def _naming_trained(out: Path) -> Iterator[None]:
+    """Adds to an error of an evaluation, and to an interruption, that the run is saved."""
+    saved = f"{out} is trained and saved; --resume evaluates it again"
+    try:
+        yield
+    except EnvError as error:
+        raise EnvError(f"{error}; {saved}") from error
+    except Interrupted as interrupt:
+        raise Interrupted(f"{interrupt.message}; {saved}") from None
+
+
 def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
-    flags, config, agent = _load(name, args.EvalFlags(), argv, "ami eval DIR")
+    flags, config, agent = _load(name, args.EvalFlags(), argv, "ami eval DIR", console)
     env_config = _eval_env_config(config, flags.env, flags.variant)
     if flags.accept_other_spaces:
         env_config = replace(env_config, accept_other_spaces=True)
@@ -176,7 +192,7 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.viewer import EpisodeSelection, show  # drawing is slow to import
     from ami_agent.viewer.live import show_live, wait_for_interrupt
 
-    flags, config, agent = _load(name, args.ShowFlags(), argv, "ami show DIR")
+    flags, config, agent = _load(name, args.ShowFlags(), argv, "ami show DIR", console)
     env_config = _eval_env_config(config, flags.env, flags.variant)
     options: dict[str, Any] = {"mode": flags.mode, "seed": flags.seed, "episodes": flags.episodes}
     selection = EpisodeSelection(task=flags.task, **options)
@@ -249,7 +265,7 @@ def _num_workers(requested: int, console: Console) -> int:
 def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.probing.plot import draw_scorecard  # drawing is slow to import
 
-    flags, config, agent = _load(name, args.ProbeFlags(), argv, "ami probe DIR")
+    flags, config, agent = _load(name, args.ProbeFlags(), argv, "ami probe DIR", console)
     perturbations = load_perturbations(flags.perturbations, agent.spec)
     metrics = make_probe(config.eval_env, flags.seed)(agent)
     scorecard = compute_scorecard(agent, config, flags.seed, perturbations)
@@ -346,6 +362,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with handled():
             _dispatch(sys.argv[1:] if argv is None else argv, console)
+    except EnvError as error:  # it was made, and failed while it was stepped
+        return _print_error(error, 1)
     except ConfigError as error:
         return _print_error(error, 2)
     except (DivergenceError, OSError) as error:

@@ -269,6 +269,19 @@ def _started_stages(run: Path, config: Config) -> set[str]:
     return set(list(config.stages)[:num_started])
 
 
+def describe_progress(run: Path) -> str:
+    """How far training is in the newest checkpoint, ` in train_jepa at step 35/300`; empty where it
+    is finished, or the checkpoint does not say."""
+    metadata, _ = checkpoint.contents(checkpoint.latest(run))
+    names, index = metadata.get("stages"), metadata.get("stage_index")
+    if not (isinstance(names, list) and isinstance(index, int) and 0 <= index < len(names)):
+        return ""
+    match metadata.get("step"):
+        case [int(step), int(total)]:
+            return f" in {names[index]} at step {step}/{total}"
+    return f" in {names[index]}"
+
+
 def weights(agent: Agent) -> dict[str, Tensor]:
     """The agent's weights, by their names in a checkpoint."""
     return {PREFIX + name: value for name, value in agent.state_dict().items()}
