@@ -13,6 +13,7 @@ from dataclasses import field, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from functools import cache, partial
 from math import isfinite
+from operator import attrgetter
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import cattrs
@@ -258,10 +259,13 @@ def _defaults_of(kind: type) -> Any:
         raise ConfigError(f"{class_name(kind)} has no default settings: {error}") from None
 
 
-def choose_components(config: Config, argv: Sequence[str]) -> tuple[Config, list[str]]:
+def choose_components(
+    config: Config, argv: Sequence[str], keep: bool = False
+) -> tuple[Config, list[str]]:
     """Flags that name the class of a component, `--planner CEM` or `--perception
     my_encoder.MyEncoderConfig`, and `--intrinsic.NAME CLASS` for a further intrinsic cost. Returns
-    the settings with these, and the other flags, which are then those of the new classes."""
+    the settings with these, and the other flags, which are then those of the new classes. `keep`:
+    a component that is of that class already keeps its settings, in place of the defaults."""
     _check_once(argv)
     paths = {flag_of(path): path for path in component_choices()}
     left: list[str] = []
@@ -279,9 +283,15 @@ def choose_components(config: Config, argv: Sequence[str]) -> tuple[Config, list
         try:
             if is_intrinsic:
                 name = flag.removeprefix("--intrinsic.").replace("-", "_")
-                config = override(config, _intrinsic(config, name, value))
+                changed = override(config, _intrinsic(config, name, value))
+                before, after = (c.cost.intrinsic.get(name) for c in (config, changed))
+                names_class = "." not in name
             else:
-                config = override(config, {paths[flag]: component_of(paths[flag], value)})
+                path, names_class = paths[flag], True
+                changed = override(config, {path: component_of(path, value)})
+                before, after = map(attrgetter(path), (config, changed))
+            if not (keep and names_class and type(before) is type(after)):
+                config = changed
         except ConfigError as error:
             raise ConfigError(f"{flag} {value}: {error}") from None
     return config, left

@@ -412,6 +412,20 @@ def test_a_study_of_the_users_own_is_a_function_in_a_file(tmp_path, capsys):
     assert "to import" in capsys.readouterr().err
 
 
+def test_a_study_of_a_recipe_for_any_environment_names_the_environment(monkeypatch):
+    plans = {}
+
+    def note(plan, out, **kwargs):
+        plans[str(out)] = plan
+        raise ConfigError("noted")
+
+    monkeypatch.setattr(cli.ablation, "run_study", note)
+    for name in ("gym", "two-rooms"):
+        assert cli.main(["ablate", name, "--without", "policy_proposal"]) == 2
+    assert [plan.name for plan in plans.values()] == ["gym in Pendulum-v1", "two-rooms"]
+    assert plans["runs/ablate-gym"].question.endswith("of the recipe gym in Pendulum-v1?")
+
+
 def test_a_hierarchy_is_swapped_with_the_stages_that_it_needs():
     maze, levels = recipes.recipe("maze"), recipes.recipe("maze-levels")
     for base, name in (

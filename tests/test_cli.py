@@ -15,14 +15,14 @@ import pytest
 
 import ami_agent as ami
 import ami_agent.cli.main as cli
-from ami_agent import config_io
+from ami_agent import config_io, recipes
 from ami_agent.cli.main import main
 from ami_agent.config import override
 from ami_agent.storage import checkpoint
 from ami_agent.storage.run_dir import write_json
 from ami_agent.train import train
 from modules.types import ConfigError
-from tests.conftest import error_line
+from tests.conftest import OWN_RECIPES, error_line
 
 ROOT = Path(__file__).parent.parent
 
@@ -182,6 +182,11 @@ def test_train_writes_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypatch,
     board.Reload()
     assert board.Tags()["images"] == ["episode", "film"]
     assert main([str(a) for a in [*argv, "--resume"]]) == 0  # nothing is left to learn
+
+
+@pytest.mark.parametrize("name", sorted(OWN_RECIPES))
+def test_a_resumed_run_is_found_by_the_name_of_its_recipe(name):
+    assert recipes.recipe(name).recipe == name
 
 
 def test_show_writes_a_page(run, tmp_path):

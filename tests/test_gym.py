@@ -132,6 +132,81 @@ def test_a_file_of_the_users_own_is_enough(own, tmp_path, capsys):
     assert (tmp_path / "run" / "show" / "episode-0-react.gif").exists()
 
 
+SENSOR = """
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+
+
+class Sensor(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.moment = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.moment, self.steps = self.moment + 1, self.steps + 1
+        if self.steps > 35 and Path("broken").exists():
+            raise ValueError("sensor disconnected")
+        return np.full(3, self.moment / 9, np.float32), 1.0, self.moment == 9, False, {}
+
+
+gymnasium.register("ami-test/Sensor-v0", entry_point=Sensor)
+"""
+
+
+def test_a_run_whose_environment_failed_is_continued_without_its_flags(
+    tmp_path, monkeypatch, capsys
+):
+    for name, text in (("sensor.py", SENSOR), ("broken", "")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    flags = dict(zip(TINY[::2], TINY[1::2], strict=True)) | {"--actor-critic.steps": 40}
+    argv = [each for flag in flags.items() for each in flag]
+    try:
+        train = ("train", "gym", "--import", "sensor.py", "--env.id", "ami-test/Sensor-v0")
+        assert run_cli(*train, "--seed", 3, "--save-every", 0, *argv) == 1
+        output, message = capsys.readouterr()
+        run = "runs/gym/3"
+        assert output.startswith(f"gym in ami-test/Sensor-v0, seed 3, on cpu, into {run}\n")
+        assert message == (
+            "ami: environment 'ami-test/Sensor-v0' failed in step: ValueError: sensor disconnected "
+            f"(sensor.py:21); {run} is saved in actor_critic at step 38/40; continue with "
+            "--resume\n"
+        )
+        (tmp_path / "broken").unlink()
+        named = ("--episodes", 1, "--env.import", "sensor.py")
+        assert run_cli("eval", run, "--mode", "react", *named) == 0
+        assert f"{run} is unfinished: it was saved in actor_critic at step 38/40\n" in (
+            capsys.readouterr().out
+        )
+        again = ("train", "gym", "--out", run, "--resume", *named)
+        refused = error_line(capsys, *again, "--collect.steps", 31)
+        assert "--collect.steps is 30, not 31, but the stage collect has begun" in refused
+        assert "--env.id is 'ami-test/Sensor-v0', not 'CartPole-v1'" in error_line(
+            capsys, *again, "--env.id", "CartPole-v1"
+        )
+        assert "recipe is 'gym', not 'goals'" in error_line(capsys, "train", "goals", *again[2:])
+        assert run_cli(*again, "--env.step-timeout", 60) == 0
+        output = capsys.readouterr().out
+        assert "actor_critic  40/40" in output
+        assert "\ngym in ami-test/Sensor-v0, seed 3\n" in output  # above the table
+        assert run_cli("eval", run, "--mode", "react", *named) == 0
+        assert "unfinished" not in capsys.readouterr().out
+        other = error_line(capsys, "train", "gym", "--seed", 3, "--env.id", "CartPole-v1")
+        assert "run already, in the environment ami-test/Sensor-v0, and this one is in" in other
+        assert "CartPole-v1: choose another --out" in other
+        unknown = error_line(capsys, "train", "gym", "--seed", 3, "--env.id", "NoSuch-v0")
+        assert "'NoSuch-v0' can't be made" in unknown
+    finally:
+        gymnasium.registry.pop("ami-test/Sensor-v0", None)
+
+
 ENDS_BADLY = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 """Gymnasium before 1.3 raises where a batch of environments that was never closed is deleted."""
 

@@ -16,6 +16,7 @@ import gymnasium
 import pytest
 
 import ami_agent as ami
+import ami_agent.cli.main as cli
 from ami_agent import recipes
 from ami_agent.adapters import imports
 from ami_agent.adapters.env import EnvConfig
@@ -131,6 +132,29 @@ def test_no_other_reader_of_a_folder_imports(capsys, run, file):
 def test_named_files_and_modules_are_imported(run, file, flag):
     assert main(["eval", str(run), "--episodes", "1", "--mode", "react", flag, str(file)]) == 0
     assert imported(file.parent)
+
+
+@pytest.mark.parametrize("flag", ["--import", "--env.import"])
+def test_training_takes_the_file_of_an_environment_by_either_flag(file, flag):
+    argv = [flag, str(file), "--env.id", "ami-named/Line-v0"]
+    config, left = cli._recipe("gym", argv, "ami train gym")
+    assert config.env.imports == config.eval_env.imports == (str(file),)
+    assert left == []
+
+
+def test_a_run_is_resumed_with_the_file_that_the_user_names(tmp_path, run, file, monkeypatch):
+    def resumed(*files: Path) -> Config:
+        argv = [word for each in files for word in ("--import", str(each))]
+        return cli._recipe("gym", argv, "ami train gym", run)[0]
+
+    with pytest.raises(ConfigError, match=rf"--import {re.escape(str(file))}$"):
+        resumed()
+    assert not imported(file.parent)
+    here = Path(shutil.copytree(file.parent, tmp_path / "mine")) / "line.py"
+    assert resumed(here).env.imports == (str(here),)  # never the one that the folder names
+    assert not imported(file.parent)
+    (tmp_path / "more.py").write_text("")
+    assert resumed(tmp_path / "more.py", file) == run_dir.settings_of(run)
 
 
 def test_a_file_of_the_same_name_elsewhere_is_accepted(tmp_path, run, file):

@@ -12,11 +12,14 @@ import pytest
 import torch
 
 import ami_agent as ami
-from ami_agent import config_io, custom
+import ami_agent.cli.main as cli
+from ami_agent import components, config_io, custom
 from ami_agent.ablation import variants
 from ami_agent.cli.args import TrainFlags
 from ami_agent.cli.main import main
 from ami_agent.config import build
+from ami_agent.custom import class_name
+from ami_agent.storage import run_dir
 from ami_agent.training.actor_critic import choice_loss
 from modules.actor.adaptive import AdaptiveActorConfig
 from modules.configurator import TaskSpec
@@ -113,6 +116,26 @@ def test_a_run_folder_imports_no_file(files, capsys):
     assert "my_encoder.MyEncoderConfig" in message
     assert "--import my_encoder.py" in message
     assert "version" not in message
+
+
+@pytest.mark.parametrize("flag", ["--import", "--env.import"])
+def test_training_takes_the_file_of_a_component_by_either_flag(flag, files):
+    named = ["--perception", "my_encoder.MyEncoderConfig"]
+    config, _ = cli._recipe("two-rooms", [flag, "my_encoder.py", *named], "ami train two-rooms")
+    assert class_name(config.perception) == "MyEncoder"
+
+
+def test_a_resumed_run_keeps_the_settings_of_a_component_whose_class_is_named_again(tmp_path):
+    planner = components.CEMConfig(horizon=3)
+    config = ami.override(ami.recipes.two_rooms(), {"actor.planner": planner})
+    run_dir.create(tmp_path / "run", config, 0, "cpu")
+    for argv, expected in (
+        ([], planner),
+        (["--planner", "CEM"], planner),
+        (["--planner", "MPPI"], components.MPPIConfig()),
+    ):
+        found, _ = cli._recipe("two-rooms", argv, "ami train two-rooms", tmp_path / "run")
+        assert found.actor.planner == expected
 
 
 @dataclass(frozen=True, kw_only=True)

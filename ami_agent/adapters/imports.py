@@ -95,17 +95,22 @@ def absolute_import(name: str) -> str:
 
 
 def check_trusted(
-    config: Config, folder: Path, imports: Sequence[str], trust: bool, flag: str = "--import"
-) -> Config:
+    config: Config, folder: Path, imports: Sequence[str], trust: bool | None,
+    flag: str = "--import",
+) -> Config:  # fmt: skip
     """The settings of a folder, in which the user's `imports` (files x.py, or modules) replace
     imports of the same name; ConfigError where the settings need code that the user did not name,
-    unless `trust`."""
+    unless `trust` (None: the command has no such flag)."""
     named = tuple(absolute_import(name) for name in imports)
     env_configs = (config.env, config.eval_env)
     needed = (item for env in env_configs for item in _needed_imports(env))
     missing = list(dict.fromkeys(item for item in needed if not _is_known(item, named)))
     if missing and not trust:
         names = " ".join(map(shlex.quote, missing))
+        if trust is None:
+            raise ConfigError(
+                f"{folder} needs code that is not imported unless you name it: {flag} {names}"
+            )
         raise ConfigError(
             f"{folder} needs code that is not imported unless you name it: {flag} {names} (in "
             f'Python: imports=("{missing[0]}",)); a file or module of the same name elsewhere will '

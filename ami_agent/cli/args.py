@@ -69,8 +69,8 @@ class RecipeFlags(CommandFlags):
     """The settings of a recipe, and the user's own code that they need."""
 
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
-    """Files (x.py) and modules that define components, which flags then name: `--planner
-    my_planner.MyPlannerConfig`."""
+    """Files (x.py) and modules that define environments and components, which flags then name:
+    `--planner my_planner.MyPlannerConfig`. Also as --env.import."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -82,7 +82,8 @@ class TrainFlags(RecipeFlags):
     """Run folder; runs/RECIPE/SEED if not given."""
     seed: Annotated[int, SEEDS] = 0
     resume: bool = False
-    """Continue a run that was interrupted."""
+    """Continue a run that was interrupted, with its settings and its seed: other flags need not be
+    given again."""
     device: Device = "auto"
     episodes: Annotated[int, EPISODES] = 100
     """Episodes of the evaluation at the end."""
@@ -269,6 +270,16 @@ def check_file_path(flag: str, path: str) -> None:
 def with_absolute_imports(env: EnvConfig) -> EnvConfig:
     """The same environment, its imports as absolute paths, which are found from any folder."""
     return replace(env, imports=tuple(map(absolute_import, env.imports)))
+
+
+def with_imports(config: Config, files: Sequence[str]) -> Config:
+    """The same settings; its environments import these files and modules as well."""
+    names = tuple(map(absolute_import, files))
+    env, eval_env = (
+        replace(env, imports=tuple(dict.fromkeys([*env.imports, *names])))
+        for env in (config.env, config.eval_env)
+    )
+    return replace(config, env=env, eval_env=eval_env)
 
 
 def setting_help(config: Config, path: str) -> str:

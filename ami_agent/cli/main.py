@@ -26,7 +26,7 @@ from ami_agent.agent import Agent
 from ami_agent.bench import BENCHMARKS
 from ami_agent.cli import args
 from ami_agent.cli.data import data_command
-from ami_agent.config import Config
+from ami_agent.config import Config, override
 from ami_agent.custom import allow_components, needs_files
 from ami_agent.evaluation.evaluate import evaluate_modes, table_rows
 from ami_agent.interrupt import Interrupted, handled, terminate
@@ -34,12 +34,12 @@ from ami_agent.logger import ConsoleLogger, RunLogger, one_line, print_line, pri
 from ami_agent.probing.data import load_perturbations
 from ami_agent.probing.probe import describe_collapse, make_probe
 from ami_agent.probing.scorecard import compute_scorecard
-from ami_agent.recipes import ENV_RECIPES, RECIPES, recipe
+from ami_agent.recipes import ENV_RECIPES, RECIPE_IMPORTS, RECIPES, recipe
 from ami_agent.resources import allocation_failure, missing_operation, num_cores
 from ami_agent.storage import run_dir
 from ami_agent.storage.files import locked
 from ami_agent.train import check, train
-from ami_agent.training import distributed
+from ami_agent.training import LoadDataset, distributed
 from modules.types import ConfigError, DivergenceError
 
 RunFlags = TypeVar("RunFlags", args.EvalFlags, args.ShowFlags, args.ProbeFlags)
@@ -70,42 +70,100 @@ def _run_all(*steps: Callable[[], None]) -> None:
         raise errors[0]
 
 
-def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[str]]:
+def _recipe(
+    name: str, argv: Sequence[str], program: str, resumed: Path | None = None
+) -> tuple[Config, list[str]]:
     """The settings of a recipe, and the flags that are left. The recipe is one of AMI's or a
     function of the user's, FILE.py:FUNCTION; a recipe for any environment takes from the flags
-    which environment (`--env.id ID`). Flags that name the class of a component are taken too."""
-    files, argv = _split_imports(args.resolve_aliases(argv, args.TRAIN_ALIASES))
+    which environment (`--env.id ID`). Flags that name the class of a component are taken too.
+    `resumed`: the run whose settings stand in the place of the recipe's own."""
+    files, env_files, argv = _split_imports(args.resolve_aliases(argv, args.TRAIN_ALIASES))
     allow_components(files)
     if ".py:" in name:
         config = call_function(name, "the Config of a recipe")
         if not isinstance(config, Config):
             raise ConfigError(f"{name} must return an ami.Config, not {type(config).__name__}")
     elif name in ENV_RECIPES:
-        make, default_env = ENV_RECIPES[name]
-        flags, argv = config_io.parse_known(args.EnvFlags(env=default_env), argv, program)
-        config = make(args.with_absolute_imports(flags.env), flags.data)
+        config, argv = _recipe_for_env(name, files, argv, program, resumed)
     else:
-        config = recipe(name)
-    return config_io.choose_components(config, argv)
+        config = recipe(name) if resumed is None else run_dir.resumed_config(resumed, name, files)
+    config = args.with_imports(config, env_files)
+    return config_io.choose_components(config, argv, keep=resumed is not None)
 
 
-def _split_imports(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The values of `--import`, files and modules that define the user's components, and the other
-    flags."""
+def _recipe_for_env(
+    name: str, files: Sequence[str], argv: Sequence[str], program: str, resumed: Path | None
+) -> tuple[Config, list[str]]:
+    """The same of a recipe for any environment, whose code is in `files`."""
+    make, default_env = ENV_RECIPES[name]
+    if resumed is None:
+        default = args.EnvFlags(env=replace(default_env, imports=tuple(files)))
+        flags, argv = config_io.parse_known(default, argv, program)
+        return make(args.with_absolute_imports(flags.env), flags.data), argv
+    trusted = [*files, *RECIPE_IMPORTS.get(name, ())]
+    before = run_dir.resumed_config(resumed, name, trusted)
+    data = before.collect if isinstance(before.collect, LoadDataset) else LoadDataset()
+    default = args.EnvFlags(env=before.env, data=data)
+    flags, argv = config_io.parse_known(default, argv, program)
+    if flags == default:
+        return before, argv
+    return _with_env_and_data(before, make(flags.env, flags.data)), argv
+
+
+def _with_env_and_data(before: Config, made: Config) -> Config:
+    """The settings of a run with the environment, and the recorded data, of others."""
+    if type(made.collect) is not type(before.collect):
+        return made
+    collect = made.collect if isinstance(made.collect, LoadDataset) else before.collect
+    return override(before, {"env": made.env, "eval_env": made.eval_env, "stages.collect": collect})
+
+
+def _split_imports(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The values of `--import` and `--env.import` together, files and modules that define the
+    user's components and environments; those of `--env.import`; and the other flags."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--import", dest="files", nargs="+", action="extend", default=[])
+    for flag, name in (("--import", "files"), ("--env.import", "env_files")):
+        parser.add_argument(flag, dest=name, nargs="+", action="extend", default=[])
     try:
         found, left = parser.parse_known_args(argv)
     except ArgumentError:
         raise ConfigError("--import needs a file (x.py) or a module") from None
-    return found.files, left
+    return [*dict.fromkeys([*found.env_files, *found.files])], found.env_files, left
+
+
+def _resumed_run(name: str, argv: Sequence[str]) -> Path | None:
+    """The folder of the run that these flags resume; None where they resume none. A recipe from a
+    file is read again."""
+    if "--resume" not in argv or ".py:" in name:
+        return None
+    if name not in RECIPES:
+        recipe(name)  # says which there are
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--out", default="")
+    parser.add_argument("--seed", default="0")
+    try:
+        found, _ = parser.parse_known_args(argv)
+    except ArgumentError:  # the parser of all flags says what is wrong
+        return None
+    return Path(found.out or Path("runs") / name / found.seed)
+
+
+def _title(name: str, config: Config) -> str:
+    """What is trained: the recipe, and the environment where the recipe is for any."""
+    is_any = config.recipe in ENV_RECIPES
+    env = " ".join(filter(None, (config.env.id, config.env.variant)))
+    return f"{name} in {env}" if is_any else name
 
 
 def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     """Trains, and evaluates both modes; the figures are printed before they are written."""
-    config, argv = _recipe(name, argv, f"ami train {name}")
-    flags = args.parse(args.TrainFlags(config=config), argv, f"ami train {name}")
-    out = Path(flags.out or Path("runs") / config.recipe / str(flags.seed))
+    resumed = _resumed_run(name, argv)
+    config, argv = _recipe(name, argv, f"ami train {name}", resumed)
+    default = args.TrainFlags(config=config)
+    if resumed is not None:
+        default = replace(default, seed=run_dir.manifest_of(resumed)["seed"])
+    flags = args.parse(default, argv, f"ami train {name}")
+    out = Path(flags.out or resumed or Path("runs") / config.recipe / str(flags.seed))
     check(flags.config, out, flags.seed, flags.resume)
     device = distributed.own_device(args.device(flags.device))
     train_agent = partial(
@@ -121,13 +179,14 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
 
     with locked(out), closing(RunLogger(out, console)) as logger:
         among = f" in {size} processes" if size > 1 else ""
-        logger.info(f"{name}, seed {flags.seed}, on {device}{among}, into {out}")
+        title = f"{_title(name, flags.config)}, seed {flags.seed}"
+        logger.info(f"{title}, on {device}{among}, into {out}")
         agent = train_agent(logger=logger)
         logger.info(_describe_evaluation("both modes", flags.episodes))
         with run_dir.threads_of(out), _naming_trained(out):
             by_mode = evaluate_modes(agent, flags.config.eval_env, episodes=flags.episodes)
         results = {mode: {"recipe": name, **metrics} for mode, metrics in by_mode.items()}
-        print_table(console, f"{name}, seed {flags.seed}", *table_rows(results))
+        print_table(console, title, *table_rows(results))
         _run_all(
             lambda: run_dir.write_json(out / "eval.json", results),
             lambda: args.write_results(flags.json, results),
@@ -234,9 +293,11 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
         executor = ablation.ProcessPool(_num_workers(flags.workers, console))
     label = name.rpartition(":")[2]
     out = Path(flags.out or Path("runs") / f"ablate-{label}")
+    title = label if ".py:" in name else _title(label, next(iter(configs.values())))
     plan = ablation.StudyPlan(
-        name=label, configs=configs, seeds=flags.seeds, episodes=flags.episodes,
-        device=args.device(flags.device), question=ablation.study_question(name),
+        name=title, configs=configs, seeds=flags.seeds, episodes=flags.episodes,
+        device=args.device(flags.device),
+        question=ablation.study_question(name if ".py:" in name else title),
     )  # fmt: skip
     result = ablation.run_study(plan, out=out, executor=executor, console=console)
     ablation.print_study(console, result)

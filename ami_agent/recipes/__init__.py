@@ -76,6 +76,9 @@ ENV_RECIPES: Mapping[str, tuple[Callable[..., Config], EnvConfig]] = {
 """The recipes for any environment, each with the one that it takes by default; they are functions
 of an `EnvConfig` and a `LoadDataset`."""
 
+RECIPE_IMPORTS = {"ogbench": ("ogbench",), "gymnasium-robotics": ("gymnasium_robotics",)}
+"""The packages that register the environments of a recipe, which its name names with it."""
+
 
 def recipe(name: str) -> Config:
     """The Config of the recipe of that name; ConfigError if there is none."""

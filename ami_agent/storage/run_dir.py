@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 from ami_agent import config_io
 from ami_agent.adapters import env_spec
 from ami_agent.adapters.env import EnvironmentSpec
-from ami_agent.adapters.imports import check_trusted
+from ami_agent.adapters.imports import absolute_import, check_trusted
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_device, check_path
 from ami_agent.config import Config, buffer_steps, build
@@ -129,12 +129,27 @@ def settings_of(run: Path) -> Config:
 
 
 def config_of(
-    run: Path, imports: Sequence[str] = (), trust: bool = False, flag: str = "--import"
+    run: Path, imports: Sequence[str] = (), trust: bool | None = False, flag: str = "--import"
 ) -> Config:
     """The settings of a run. ConfigError where they name code that the user did not name
-    (`imports`: files x.py or modules) or trust; `flag`: the flag to name it, for the message."""
+    (`imports`: files x.py or modules) or trust; `trust`, `flag`: see `check_trusted`."""
     allow_components(imports)
     return check_trusted(settings_of(run), run, imports, trust, flag)
+
+
+def resumed_config(run: Path, recipe: str, imports: Sequence[str]) -> Config:
+    """The settings with which a run of this recipe continues. ConfigError where it is of another
+    recipe, or its settings name code that the user did not name (`imports`)."""
+    config = config_of(run, imports, trust=None)
+    if config.recipe != recipe:
+        raise ConfigError(
+            f"{run} can't be resumed with other settings: recipe is {config.recipe!r}, not "
+            f"{recipe!r}"
+        )
+    # imports that the environment does not need, but a component, are no settings of it
+    saved, named = settings_of(run), {*map(absolute_import, imports)}
+    is_named = {*saved.env.imports, *saved.eval_env.imports} <= named
+    return saved if is_named else config
 
 
 def spec_of(run: Path, config: Config) -> EnvironmentSpec:
