@@ -16,6 +16,7 @@ import pytest
 import ami_agent as ami
 import ami_agent.cli.main as cli
 from ami_agent import config_io, recipes
+from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.cli.main import main
 from ami_agent.config import override
 from ami_agent.storage import checkpoint
@@ -115,6 +116,7 @@ def test_bad_input_gets_one_line(argv, message, capsys, tmp_path, monkeypatch):
     [
         ("--actor-critic.step", "(perhaps you meant --actor-critic.steps?)"),
         ("--steps", "(perhaps you meant --collect.steps or --actor-critic.steps or "),
+        ("--optim.steps", "(perhaps you meant --train-jepa.optim.steps?)"),
         ("--actor-critic.optim.steps", "has no effect: --actor-critic.steps decides it"),
         ("--actor-critic.train-jepa.optim.steps", "--actor-critic.steps decides it"),
         ("--actor-critic.zeal", "Unrecognized options: --actor-critic.zeal, 300\n"),
@@ -181,7 +183,17 @@ def test_train_writes_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypatch,
     board = EventAccumulator(str(out))
     board.Reload()
     assert board.Tags()["images"] == ["episode", "film"]
-    assert main([str(a) for a in [*argv, "--resume"]]) == 0  # nothing is left to learn
+    resume = [str(a) for a in ["train", "two-rooms", "--out", out, "--resume", "--episodes", 2]]
+    assert main(resume) == 0  # nothing is left to learn
+
+    def fail(*args, **kwargs):
+        raise EnvError("it failed")
+
+    capsys.readouterr()
+    monkeypatch.setattr(cli, "evaluate_modes", fail)
+    assert main(resume) == 1
+    said = f"ami: it failed; {out} is trained and saved; --resume evaluates it again\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("name", sorted(OWN_RECIPES))
