@@ -77,6 +77,21 @@ def test_inspect_counts_numbers_that_are_not_finite_and_draws_pictures(tmp_path,
     assert (tmp_path / "film.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("flag", ["--keys", "--data.keys"])
+def test_the_keys_have_one_name_in_every_command(flag, tmp_path, capsys):
+    columns = dict(zip("oare", DATA.columns().values(), strict=False))
+    columns["a"] = np.nan_to_num(columns["a"])
+    np.savez(tmp_path / "a.npz", **columns)
+    keys = (flag, "observations", "o", "actions", "a", "done", "e")
+    assert main(["data", "inspect", str(tmp_path / "a.npz"), *keys]) == 0
+    assert main(["data", "convert", str(tmp_path / "a.npz"), str(tmp_path / "b.npz"), *keys]) == 0
+    assert open_recording(str(tmp_path / "b.npz"), {}).lengths.tolist() == list(LENGTHS)
+    data = ("--env.id", "CartPole-v1", "--data", tmp_path / "a.npz")
+    message = error_line(capsys, "train", "gym", *data, *keys)  # it has read them
+    assert "observations of" in message
+    assert "but the environment's are" in message
+
+
 def test_every_conversion_keeps_the_episodes(source, tmp_path):
     h5py()
     names = ["walks.npz", "rows.h5", "folder", "again.npz", "twice.hdf5"]

@@ -97,6 +97,25 @@ def write_ogbench(path: Path, **changes) -> Path:
     return path
 
 
+RENAMED = {"observations": "o", "actions": "a", "rewards": "r", "done": "end"}
+
+
+def write_renamed(path: Path) -> Path:
+    """Columns of which no name is known."""
+    columns = zip(RENAMED.values(), DATA.columns().values(), strict=False)
+    np.savez(path, **dict(columns))
+    return path
+
+
+def write_renamed_next(path: Path) -> Path:
+    """The same with the observations after the steps, and time limits apart from other ends."""
+    used, following = ~DATA.ends, np.append(False, ~DATA.ends[:-1])
+    ends = np.append(DATA.ends[1:], True)[used]
+    np.savez(path, o=DATA.obs[used], o2=DATA.obs[following], a=DATA.actions[used],
+             r=DATA.rewards[used], over=np.zeros_like(ends), late=ends)  # fmt: skip
+    return path
+
+
 def write_plain(path: Path) -> Path:
     np.savez(path, **{**DATA.columns(), "terminals": DATA.ends.astype(np.float32)})
     return path
@@ -162,6 +181,19 @@ LAYOUTS = {
     "OGBench, uncompressed": ("data.npz", write_plain, {}),
     "OGBench, compact": ("data.npz", write_compact, {}),
     "OGBench, regular": ("data.npz", write_regular, {}),
+    "renamed": ("renamed.npz", write_renamed, RENAMED),
+    "renamed, with next": (
+        "renamed.npz",
+        write_renamed_next,
+        {
+            "observations": "o",
+            "actions": "a",
+            "rewards": "r",
+            "terminated": "over",
+            "timeouts": "late",
+            "next_observations": "o2",
+        },
+    ),
     "stable-worldmodel": ("data.h5", write_swm, {}),
     "robomimic": ("data.hdf5", write_robomimic, JOINED),
     "robomimic without next": ("data.hdf5", lambda path: write_robomimic(path, False), JOINED),
@@ -331,7 +363,8 @@ BAD_NPZ = {
     ),
     "no ends": (
         lambda path: write_ogbench(path, terminals=None),
-        r"doesn't say where its episodes end: it needs terminals",
+        r"holds no done, but observations, .*--data\.keys done NAME\); done says where its episodes "
+        "end",
     ),
     "no last end": (
         lambda path: write_ogbench(path, terminals=np.zeros(14)), r"its last episode has no end",
@@ -349,7 +382,14 @@ BAD_NPZ = {
     ),
     "no actions": (
         lambda path: write_ogbench(path, actions=None),
-        r"holds no actions, but observations, rewards, qpos: .*--data\.keys actions NAME",
+        r"holds no actions, but observations, rewards, terminals, qpos: .*--data\.keys actions "
+        "NAME",
+    ),
+    "nothing that is known": (
+        lambda path: write_renamed(path),
+        r"holds no observations, no actions and no done, but o, a, r, end: name the columns that "
+        r"are \(--data\.keys observations NAME actions NAME done NAME\).*; roles are "
+        r"observations, actions, rewards, terminated, done, timeouts, next_observations, and",
     ),
     "two observations": (
         lambda path: write_ogbench(path, pixels=np.zeros((14, 8, 8, 3), np.uint8)),

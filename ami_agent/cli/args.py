@@ -109,7 +109,9 @@ class RunFolderFlags(CommandFlags):
 
 ALIASES = {"--env.id": "--env", "--env.import": "--import"}
 """Flags of `train`, and what they are called where a run folder is read."""
-TRAIN_ALIASES = {"--data": "--data.path"}
+DATA_ALIASES = {"--keys": "--data.keys"}
+"""Short forms of flags of `data`."""
+TRAIN_ALIASES = {"--data": "--data.path", **DATA_ALIASES}
 """Short forms of flags of `train`."""
 
 

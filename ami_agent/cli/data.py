@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
+import tyro
 from rich.console import Console
 
-from ami_agent.cli.args import JsonFlags, parse, write_results
+from ami_agent.cli.args import DATA_ALIASES, JsonFlags, parse, resolve_aliases, write_results
 from ami_agent.data.convert import convert
 from ami_agent.data.inspect import inspect, validation_of
 from ami_agent.data.reader import open_recording
@@ -17,6 +18,7 @@ from ami_agent.logger import ConsoleLogger, print_line, print_table
 from modules.types import SEEDS, STEPS, ConfigError, validate_ranges
 
 Results: TypeAlias = dict[str, Any]
+Keys: TypeAlias = Annotated[dict[str, str], tyro.conf.arg(name="data.keys")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +26,8 @@ class InspectFlags(JsonFlags):
     """Shows what recorded episodes hold: how many and how long, columns with shapes and ranges, how
     many terminate."""
 
-    keys: dict[str, str] = field(default_factory=dict)
-    """Which columns are what, as `--data.keys` of `ami train`."""
+    keys: Keys = field(default_factory=dict)
+    """Which columns are what, as of `ami train`; also as --keys."""
     out: str = ""
     """A PNG of the lengths, and of trajectories or frames."""
 
@@ -34,8 +36,8 @@ class InspectFlags(JsonFlags):
 class ConvertFlags(JsonFlags):
     """Converts recorded episodes; the ending of the result decides its layout."""
 
-    keys: dict[str, str] = field(default_factory=dict)
-    """Which columns are what, as `--data.keys` of `ami train`."""
+    keys: Keys = field(default_factory=dict)
+    """Which columns are what, as of `ami train`; also as --keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,5 +116,5 @@ def data_command(name: str, argv: Sequence[str], console: Console) -> None:
     names = argv[:num_names]
     if len(names) < num_names or any(each.startswith("-") for each in names):
         raise ConfigError(f"it must be {usages[name]} [--flag ...]")
-    flags = parse(command.flags, argv[num_names:], usages[name])
+    flags = parse(command.flags, resolve_aliases(argv[num_names:], DATA_ALIASES), usages[name])
     write_results(flags.json, command.run(names, flags, console))

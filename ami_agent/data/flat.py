@@ -12,15 +12,18 @@ stable-worldmodel's HDF5. Where they end decides how the rows are read:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ami_agent.data.recording import (
+    DONE,
+    MARKS,
+    NEXT_OBS,
+    TIMEOUTS,
     WHOLE,
     Episode,
     KeyChooser,
-    Keys,
     ReadRows,
     Recording,
     Table,
@@ -28,9 +31,7 @@ from ami_agent.data.recording import (
 )
 from modules.types import ConfigError
 
-NEXT_OBS, OFFSETS, LENGTHS = "next_observations", "ep_offset", "ep_len"
-ENDS = ("terminals", "dones")
-BOOKKEEPING = (*ENDS, "timeouts", "valids", OFFSETS, LENGTHS)
+OFFSETS, LENGTHS, VALIDS = "ep_offset", "ep_len", "valids"
 
 
 class FlatRecording(Recording):
@@ -39,30 +40,41 @@ class FlatRecording(Recording):
     def __init__(self, table: Table, chosen: Mapping[str, str], file: str) -> None:
         """`file`: the kind of file, in words."""
         self.label, self._table = str(table.path), table
+        chooser = KeyChooser(self.label, chosen, table.columns, tuple(MARKS))
+        marks = {role: chooser.mark(role) for role in MARKS}
         self._is_arrival = LENGTHS in table.columns  # of rewards: they came with their row
-        others = "D4RL" if "timeouts" in table.columns else "OGBench"
+        others = "D4RL" if marks[TIMEOUTS] else "OGBench"
         written_by = "stable-worldmodel" if self._is_arrival else others
         self.layout = f"{file}, rows as {written_by}'s"
-        columns = {n: c for n, c in table.columns.items() if n not in (*BOOKKEEPING, NEXT_OBS)}
-        keys = KeyChooser(self.label, chosen, columns).keys()
-        self._num_rows = self._check_rows(keys)
-        rows = {n: c for n, c in columns.items() if table.rows[n] == self._num_rows}
-        self._set_columns(rows, keys)
-        self._has_next = NEXT_OBS in table.columns and [*self.obs] == [WHOLE]
-        if self._has_next:
+        has_ends = self._is_arrival or marks[DONE] or marks[TIMEOUTS]
+        keys = chooser.keys("" if has_ends else DONE)
+        used = [*marks[DONE], *marks[TIMEOUTS], *marks[NEXT_OBS], VALIDS, OFFSETS, LENGTHS]
+        self._num_rows = self._check_rows([*keys.names, *used[:-2]])
+        self._set_columns(
+            {
+                name: column
+                for name, column in table.columns.items()
+                if name in keys.names or (table.rows[name] == self._num_rows and name not in used)
+            },
+            keys,
+        )
+        self._next_obs = ""  # the column of the observations after the steps
+        if marks[NEXT_OBS] and [*self.obs] == [WHOLE]:
+            self._next_obs = marks[NEXT_OBS][0]
             self.extra = {}  # without a row for the last observation
-            if (next_obs := table.columns[NEXT_OBS]) != self.obs[WHOLE]:
+            if (next_obs := table.columns[self._next_obs]) != self.obs[WHOLE]:
                 raise ConfigError(
-                    f"{self.label}: {NEXT_OBS} is {next_obs}, and observations {self.obs[WHOLE]}"
+                    f"{self.label}: {self._next_obs} is {next_obs}, and observations "
+                    f"{self.obs[WHOLE]}"
                 )
         self._terminals: np.ndarray | None = None  # D4RL's, of all rows
-        self._rows = self._find_rows()
-        self._set_lengths(self._rows - (not self._has_next))
+        self._rows = self._find_rows(marks[DONE], marks[TIMEOUTS])
+        self._set_lengths(self._rows - (not self._next_obs))
 
-    def _check_rows(self, keys: Keys) -> int:
-        """The rows of the file; ConfigError where its columns have different numbers of them."""
-        names = [*keys.names, *(n for n in (*ENDS, "timeouts", "valids", NEXT_OBS)
-                 if n in self._table.columns)]  # fmt: skip
+    def _check_rows(self, names: Sequence[str]) -> int:
+        """The rows of the file; ConfigError where those of its columns that are there have
+        different numbers of them."""
+        names = [name for name in names if name in self._table.columns]
         counts = {name: self._table.rows[name] for name in names}
         num_rows = counts[names[0]]
         for name, count in counts.items():
@@ -74,26 +86,22 @@ class FlatRecording(Recording):
             raise ConfigError(f"{self.label} is empty")
         return num_rows
 
-    def _find_rows(self) -> np.ndarray:
-        """The rows of each episode; ConfigError where nothing says where episodes end."""
-        columns = self._table.columns
-        if LENGTHS in columns:
+    def _find_rows(self, done: Sequence[str], timeouts: Sequence[str]) -> np.ndarray:
+        """The rows of each episode, by the columns that mark their ends; where a time limit is
+        marked alone, `terminated` marks the other ends."""
+        if self._is_arrival:
             return self._stated_rows()
-        found = {n: self._flags(n) for n in (*ENDS, "timeouts") if n in columns}
-        if not found:
-            raise ConfigError(
-                f"{self.label} doesn't say where its episodes end: it needs terminals, 1 in the "
-                f"last row of each episode, or {OFFSETS} and {LENGTHS}"
-            )
-        ends = np.logical_or.reduce(list(found.values()))
-        if "timeouts" in found:
-            self._terminals = found.get("terminals", np.zeros_like(ends))
+        marks = [*(done or filter(None, [self.keys.terminated])), *timeouts]
+        ends = np.logical_or.reduce([self._flags(name) for name in marks])
+        if timeouts:
+            is_known = "terminals" in done
+            self._terminals = self._flags("terminals") if is_known else np.zeros_like(ends)
             ends[-1] |= ends.any()
-        elif "valids" in columns:
-            ends = ~self._flags("valids")
+        elif VALIDS in self._table.columns:
+            ends = ~self._flags(VALIDS)
         if not ends[-1]:
             raise ConfigError(
-                f"{self.label}: its last episode has no end ({' or '.join(found)} must be 1 in the "
+                f"{self.label}: its last episode has no end ({' or '.join(marks)} must be 1 in the "
                 "last row)"
             )
         return np.diff(np.flatnonzero(ends), prepend=-1)
@@ -124,10 +132,10 @@ class FlatRecording(Recording):
 
     def _episode(self, read: ReadRows, row: int, rows: int, extra: bool) -> Episode:
         """The episode in `rows` rows from `row` on."""
-        keys, steps = self.keys, rows - (not self._has_next)
+        keys, steps = self.keys, rows - (not self._next_obs)
         obs = {part: read(key, row, rows) for part, key in keys.obs.items()}
-        if self._has_next:
-            obs = {WHOLE: np.concatenate([obs[WHOLE], read(NEXT_OBS, row, rows)[-1:]])}
+        if self._next_obs:
+            obs = {WHOLE: np.concatenate([obs[WHOLE], read(self._next_obs, row, rows)[-1:]])}
         actions = read(keys.actions, row, rows)[:steps]
         used = slice(self._is_arrival, self._is_arrival + steps)
         rewards, terminated = self._rewards_and_ends(

@@ -19,7 +19,15 @@ WHOLE = ""
 """The name of an observation that is a single array."""
 OBSERVATIONS, ACTIONS, REWARDS, TERMINATED = "observations", "actions", "rewards", "terminated"
 ROLES = (OBSERVATIONS, ACTIONS, REWARDS, TERMINATED)
-"""What a column of numbers can be."""
+"""What a column of numbers can be in every layout."""
+DONE, TIMEOUTS, NEXT_OBS = "done", "timeouts", "next_observations"
+MARKS: Mapping[str, Sequence[str]] = {
+    DONE: ("terminals", "dones", "done"),
+    TIMEOUTS: ("timeouts",),
+    NEXT_OBS: ("next_observations", "next_obs"),
+}
+"""What a column can be beside these where episodes lie one behind the other, and the common names:
+1 in the last row of each episode; 1 where a time limit ended it; the observation after the step."""
 CHECKED_FROM = 2**26
 """Bytes of an array from which on it is compared with the free memory before it is allocated."""
 
@@ -199,23 +207,48 @@ class Keys(NamedTuple):
 class KeyChooser:
     """Finds which column of a file is what: the user's choice (`--data.keys ROLE NAME`), or the
     common name that is there. `observations` may be several columns joined by +, which become one
-    vector, and `observations/PART` is a part of a Dict observation."""
+    vector, and `observations/PART` is a part of a Dict observation. `marks`: the further roles that
+    this layout has, of MARKS."""
 
     def __init__(
-        self, label: str, chosen: Mapping[str, str], columns: Mapping[str, Column]
-    ) -> None:
+        self, label: str, chosen: Mapping[str, str], columns: Mapping[str, Column],
+        marks: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.label, self.chosen, self.columns = label, chosen, columns
+        self._roles = (
+            f"{', '.join((*ROLES, *marks))}, and {OBSERVATIONS}/PART for a part of a Dict "
+            "observation"
+        )
         for role in chosen:
-            if role not in ROLES and not role.startswith(f"{OBSERVATIONS}/"):
-                raise ConfigError(
-                    f"--data.keys names {role!r}; there are {', '.join(ROLES)}, and "
-                    f"{OBSERVATIONS}/PART for a part of a Dict observation"
-                )
+            if role not in (*ROLES, *marks) and not role.startswith(f"{OBSERVATIONS}/"):
+                raise ConfigError(f"--data.keys names {role!r}; there are {self._roles}")
 
-    def keys(self) -> Keys:
-        """ConfigError where there are no observations or no actions."""
+    def keys(self, missing_mark: str = "") -> Keys:
+        """ConfigError, with all that is missing, where there are no observations or no actions, or
+        where `missing_mark` is a role that the layout needs too."""
         rewards, terminated = self._find(REWARDS), self._find(TERMINATED)
-        return Keys(self._obs(), self._require(ACTIONS), rewards, terminated)
+        obs, actions = self._obs(), self._find(ACTIONS)
+        found = {OBSERVATIONS: all(obs.values()), ACTIONS: actions, missing_mark: not missing_mark}
+        if missing := [role for role, name in found.items() if not name]:
+            what = "column that is" if len(missing) == 1 else "columns that are"
+            flags = " ".join(f"{role} NAME" for role in missing)
+            meaning = (
+                f"; {DONE} says where its episodes end, 1 in the last row of each"
+                if DONE in missing
+                else ""
+            )
+            raise ConfigError(
+                f"{self.label} holds no {_and_no(missing)}, but {_listed(self.columns)}: name the "
+                f"{what} (--data.keys {flags}){meaning}; roles are {self._roles}"
+            )
+        return Keys(obs, actions, rewards, terminated)
+
+    def mark(self, role: str) -> list[str]:
+        """The columns of a role of MARKS: the user's choice, or all of the common names."""
+        if role in self.chosen:
+            self._check_name(self.chosen[role])
+            return [self.chosen[role]]
+        return [name for name in MARKS[role] if name in self.columns]
 
     def _find(self, role: str) -> str:
         """The column of that role, several joined by +; empty where there is none."""
@@ -233,7 +266,8 @@ class KeyChooser:
 
     def _obs(self) -> dict[str, str]:
         """The columns of the parts of an observation, by part: those that the user names, those
-        that are called `observations/PART`, or a single one."""
+        that are called `observations/PART`, or a single one, whose name is empty where there is
+        none."""
         prefix = f"{OBSERVATIONS}/"
         parts = {role.removeprefix(prefix): name for role, name in self.chosen.items()
                  if role.startswith(prefix)}  # fmt: skip
@@ -243,20 +277,16 @@ class KeyChooser:
             parts = {n.removeprefix(prefix): n for n in self.columns if n.startswith(prefix)}
         if parts:
             return parts
-        return {WHOLE: self._require(OBSERVATIONS)}
-
-    def _require(self, role: str) -> str:
-        """As `_find`; ConfigError where there is none."""
-        if name := self._find(role):
-            return name
-        raise ConfigError(
-            f"{self.label} holds no {role}, but {_listed(self.columns)}: name the column that is "
-            f"(--data.keys {role} NAME)"
-        )
+        return {WHOLE: self._find(OBSERVATIONS)}
 
     def _check_name(self, name: str) -> None:
         if name not in self.columns:
             raise ConfigError(f"{self.label} holds no {name!r}, but {_listed(self.columns)}")
+
+
+def _and_no(names: Sequence[str]) -> str:
+    *first, last = names
+    return " and no ".join(filter(None, (", no ".join(first), last)))
 
 
 def _listed(names: Mapping[str, Column]) -> str:

@@ -97,9 +97,9 @@ class LoadDataset(Stage):
     stable-worldmodel, D4RL), a folder of .npz files, one an episode, or a run that kept its replay
     buffer; or the id of a Minari dataset. `--data PATH` says the same."""
     keys: dict[str, str] = field(default_factory=dict)
-    """Which columns of the file are observations, actions, rewards and terminated, as pairs ROLE
-    NAME, where their names do not say so. A+B joins two vectors to one, and observations/PART is
-    part PART of a Dict observation."""
+    """Which columns of the file are observations, actions, rewards, terminated and done (1 in the
+    last row of each episode), as pairs ROLE NAME, where their names do not say so. A+B joins two
+    vectors to one, and observations/PART is part PART of a Dict observation."""
     minari: str = ""
     """Id of a Minari dataset on this machine."""
     run: str = ""
