@@ -18,6 +18,7 @@ from ami_agent.cli.main import main
 from ami_agent.config import override
 from ami_agent.data import convert as conversion
 from ami_agent.data.convert import convert
+from ami_agent.data.draw import has_one_scale
 from ami_agent.data.reader import open_recording
 from ami_agent.data.recording import Recording
 from ami_agent.logger import ConsoleLogger, Logger
@@ -65,6 +66,21 @@ def test_inspect_prints_and_writes_what_there_is(source, tmp_path, capsys):
         found["columns"]["actions"]["not_finite"] == 0
     )  # the last rows, which are NaN, are unused
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_inspect_shows_the_dtypes_of_the_file(tmp_path, capsys):
+    rewards, ends = DATA.rewards.astype(np.float32), np.zeros(14, np.int64)
+    path = write_ogbench(tmp_path / "a.npz", rewards=rewards, terminated=ends)
+    out = tmp_path / "a.json"
+    assert main(["data", "inspect", str(path), "--json", str(out)]) == 0
+    found = json.loads(out.read_text())["columns"]
+    assert (found["rewards"]["dtype"], found["terminated"]["dtype"]) == ("float32", "int64")
+
+
+def test_numbers_of_unlike_ranges_are_not_drawn_to_one_scale():
+    place = np.linspace(-1, 1, 9)
+    assert has_one_scale([np.stack([place, 0.5 * place], 1), np.full((1, 2), np.nan)])
+    assert not has_one_scale([np.stack([place, 0.07 * place], 1)])  # a position and a velocity
 
 
 def test_inspect_counts_numbers_that_are_not_finite_and_draws_pictures(tmp_path, capsys):

@@ -363,8 +363,8 @@ BAD_NPZ = {
     ),
     "no ends": (
         lambda path: write_ogbench(path, terminals=None),
-        r"holds no done, but observations, .*--data\.keys done NAME\); done says where its episodes "
-        "end",
+        r"holds no done, but observations, .*--data\.keys done NAME\); done says where its "
+        "episodes end",
     ),
     "no last end": (
         lambda path: write_ogbench(path, terminals=np.zeros(14)), r"its last episode has no end",
@@ -427,6 +427,11 @@ WRONG_NUMBERS = {
     "dtype": (changed(actions=np.zeros((14, 2), complex)), r"actions is complex128 .*numbers"),
     "obs nan": (changed(observations=np.full((14, 3), np.nan)), r"episode 0 of .*holds NaN"),
     "action nan": (changed(actions=np.full((14, 2), np.nan)), r"episode 0 of .*actions holds NaN"),
+    "one nan": (
+        changed(obs=np.where(np.arange(42).reshape(14, 3) == 25, np.inf, 0.0), observations=None),
+        r"episode 2 of .* \(rows 7 to 13\): observations \(obs\) holds NaN or infinity at step 1, "
+        "number 1",
+    ),
     "reward nan": (changed(rewards=np.full(14, np.nan)), r"episode 0 of .*rewards holds NaN"),
     "actions": (changed(actions=np.zeros(14)), r"actions of .* are float64 \(\), but"),
 }  # fmt: skip

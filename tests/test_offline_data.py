@@ -355,10 +355,14 @@ def corrupted(part, value):
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
-        ("observations", np.nan, "episode 0 of dataset .*observation holds NaN"),
+        (
+            "observations",
+            np.nan,
+            r"episode 0 of dataset \S+: observations holds NaN or .* at step 1",
+        ),
         ("observations", 7.0, "episode 0 of dataset .*observation holds 7 .*outside"),
-        ("rewards", np.inf, "episode 0 of dataset .*rewards holds NaN or infinity"),
-        ("actions", np.nan, "episode 0 of dataset .*actions holds NaN"),
+        ("rewards", np.inf, "episode 0 of dataset .*rewards holds NaN or infinity at step 1"),
+        ("actions", np.nan, "episode 0 of dataset .*actions holds NaN or infinity at step 1"),
     ],
 )
 def test_invalid_data_are_named(part, value, message, tmp_path):
@@ -367,6 +371,7 @@ def test_invalid_data_are_named(part, value, message, tmp_path):
     config = replace(config, env=replace(config.env, out_of_bounds="refuse"))
     with pytest.raises(ConfigError, match=message):
         ami.train(config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_action_outside_the_space_is_named(tmp_path):

@@ -67,7 +67,7 @@ def match_fields(recording: Recording, env: EnvAdapter) -> dict[str, ObsField]:
                 f"column that is {role} (--data.keys {role} NAME; A+B joins two vectors)"
             )
         check_column(f"observations {part}".strip(), label, recording.obs[part], field.space)
-        matched[name] = field._replace(path=(part,))
+        matched[name] = field._replace(path=(part,), env="")
     return matched
 
 
@@ -82,12 +82,25 @@ def check_column(what: str, label: str, column: Column, space: spaces.Space) -> 
 def _trajectories(
     recording: Recording, fields: Mapping[str, ObsField], env: EnvAdapter, first: int
 ) -> Iterator[Trajectory]:
-    """The episodes from `first` on; ConfigError, with the episode's index, for an invalid one."""
+    """The episodes from `first` on; ConfigError, which says where it is, for an invalid one."""
     for index, episode in enumerate(recording.episodes(first), start=first):
         try:
+            _check_finite(recording, episode)
             yield _trajectory(episode, fields, env)
         except ConfigError as error:
-            raise ConfigError(f"episode {index} of {recording.label}: {error}") from None
+            raise ConfigError(f"{recording.describe_episode(index)}: {error}") from None
+
+
+def _check_finite(recording: Recording, episode: Episode) -> None:
+    """Raises ConfigError, with the column and the step, for NaN and infinities."""
+    keys = recording.keys.by_role()
+    for role, values in episode.by_role().items():
+        if values.dtype.kind == "f" and not (is_finite := np.isfinite(values)).all():
+            step, *rest = np.argwhere(~is_finite)[0].tolist()
+            key = keys.get(role, role)
+            column = role if key == role else f"{role} ({key})"
+            place = f"step {step}" + (f", number {rest[0]}" if len(rest) == 1 else "")
+            raise ConfigError(f"{column} holds NaN or infinity at {place}")
 
 
 def _trajectory(episode: Episode, fields: Mapping[str, ObsField], env: EnvAdapter) -> Trajectory:

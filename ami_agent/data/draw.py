@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from matplotlib.figure import Figure
 from ami_agent.data.inspect import Inspection
 from ami_agent.logger import one_line
 from ami_agent.viewer.drawing import MUTED, PAST, PLANNED, TEXT, pixels, write_png
+
+MAX_RATIO = 4
+"""Of two ranges that are drawn to one scale, the longer in units of the shorter, at most."""
 
 
 def draw_inspection(path: Path, found: Inspection) -> Path:
@@ -28,10 +32,15 @@ def draw_inspection(path: Path, found: Inspection) -> Path:
     axes.set_ylabel("episodes", color=MUTED, size=8)
     if found.paths:
         axes = _plot(figure.add_subplot(grid[0, 1]), "first two numbers of observations")
-        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlabel("number 0", color=MUTED, size=8)
+        axes.set_ylabel("number 1", color=MUTED, size=8)
+        if has_one_scale(found.paths):
+            axes.set_aspect("equal", adjustable="datalim")
         for points in found.paths:
             axes.plot(points[:, 0], points[:, 1], color=PAST, lw=0.8, alpha=0.6)
-            axes.plot(*points[0], "o", color=PLANNED, ms=3)
+        starts = np.array([points[0] for points in found.paths])
+        axes.plot(*starts.T, "o", color=PLANNED, ms=3, label="start of an episode")
+        axes.legend(fontsize=8, frameon=False, labelcolor=MUTED)
     if found.frames:
         axes = _plot(figure.add_subplot(grid[1, :]), "frames of one episode, first to last")
         strip = np.concatenate(found.frames, 1)
@@ -39,6 +48,15 @@ def draw_inspection(path: Path, found: Inspection) -> Path:
         axes.set(xticks=[], yticks=[])
     write_png(path, pixels(figure))
     return path
+
+
+def has_one_scale(paths: Sequence[np.ndarray]) -> bool:
+    """Whether both numbers of the paths, `[N, 2]` each, span alike ranges, as coordinates do; a
+    position beside a velocity does not."""
+    points = np.concatenate(paths)
+    points = points[np.isfinite(points).all(1)]
+    spans = np.ptp(points, 0) if len(points) else np.zeros(2)
+    return bool(spans.max() <= MAX_RATIO * spans.min())
 
 
 def _plot(axes: Axes, title: str) -> Axes:

@@ -123,6 +123,10 @@ class FlatRecording(Recording):
             )
         return rows
 
+    def describe_episode(self, index: int) -> str:
+        row = int(self._rows[:index].sum())
+        return f"{super().describe_episode(index)} (rows {row} to {row + self._rows[index] - 1})"
+
     def episodes(self, first: int = 0, extra: bool = False) -> Iterator[Episode]:
         row = int(self._rows[:first].sum())
         with self._table.reader() as read:

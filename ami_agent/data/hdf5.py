@@ -191,6 +191,9 @@ class DemoRecording(Recording):
                 )
         return num_rows - (not self._next)
 
+    def describe_episode(self, index: int) -> str:
+        return f"{super().describe_episode(index)} (data/{self._demos[index]})"
+
     def episodes(self, first: int = 0, extra: bool = False) -> Iterator[Episode]:
         with self._table.reader() as read:
             for demo, steps in zip(self._demos[first:], self.lengths[first:].tolist(), strict=True):

@@ -152,6 +152,9 @@ class NpzFolder(Recording):
             )
         return num_obs - 1
 
+    def describe_episode(self, index: int) -> str:
+        return f"{super().describe_episode(index)} ({self.paths[index].name})"
+
     def episodes(self, first: int = 0, extra: bool = False) -> Iterator[Episode]:
         for path, steps in zip(self.paths[first:], self.lengths[first:].tolist(), strict=True):
             table = NpzTable(path)

@@ -55,7 +55,7 @@ class Column(NamedTuple):
 
 
 NUMBER, FLAG = Column((), np.dtype(np.float64)), Column((), np.dtype(bool))
-"""The columns of rewards and terminations."""
+"""The columns of rewards and terminations where no file says what they are."""
 
 
 def obs_role(part: str) -> str:
@@ -124,6 +124,8 @@ class Recording:
     obs: Mapping[str, Column]
     """The parts of an observation by name, as in `Episode`."""
     actions: Column
+    rewards: Column = NUMBER
+    terminated: Column = FLAG
     extra: Mapping[str, Column]
     """Further columns with a row for each observation."""
     keys: Keys
@@ -138,10 +140,16 @@ class Recording:
     def num_steps(self) -> int:
         return int(self.lengths.sum())
 
+    def describe_episode(self, index: int) -> str:
+        """Which episode that is, for messages."""
+        return f"episode {index} of {self.label}"
+
     def columns_by_role(self) -> dict[str, Column]:
         """The columns of these roles that the file has."""
         obs = {obs_role(part): column for part, column in self.obs.items()}
-        columns = {**obs, ACTIONS: self.actions, REWARDS: NUMBER, TERMINATED: FLAG}
+        columns = {
+            **obs, ACTIONS: self.actions, REWARDS: self.rewards, TERMINATED: self.terminated
+        }  # fmt: skip
         return {role: columns[role] for role in self.keys.by_role()}
 
     def _set_columns(self, columns: Mapping[str, Column], keys: Keys) -> None:
@@ -149,8 +157,10 @@ class Recording:
         self.keys = keys
         self.obs = {part: joined(self.label, key, columns) for part, key in keys.obs.items()}
         self.actions = joined(self.label, keys.actions, columns)
-        for key in filter(None, keys[2:]):
-            joined(self.label, key, columns)
+        if keys.rewards:
+            self.rewards = Column((), joined(self.label, keys.rewards, columns).dtype)
+        if keys.terminated:
+            self.terminated = Column((), joined(self.label, keys.terminated, columns).dtype)
         used = {*keys.names}
         self.extra = {
             name: column

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ami_agent.adapters.env import ActFn, EnvAdapter, EnvConfig, Info, StepResult, rollout
+from ami_agent.adapters.env_spec import EnvironmentSpec
 from ami_agent.adapters.fault_tolerance import WorkerDied
 from ami_agent.adapters.make import Options
 from ami_agent.agent import Agent
@@ -32,6 +35,8 @@ from modules.types import ENV_STEPS, STEPS, ConfigError, Observation, Transition
 if TYPE_CHECKING:
     from ami_agent.config import Config
 
+CHECK_SECONDS = 2.0
+"""How long recorded episodes are checked before a run begins; the others are when they are read."""
 EPISODE_METRICS = ("episode_return", "episode_length")
 
 
@@ -137,6 +142,14 @@ class LoadDataset(Stage):
         if not (self.minari or self.run):
             raise ConfigError("recorded data need a place: --data PATH")
         return from_minari(self.minari, env) if self.minari else from_run(self.run, env)
+
+    def check_env(self, spec: EnvironmentSpec, env: EnvConfig) -> None:
+        """ConfigError for invalid episodes among those that CHECK_SECONDS suffice to read."""
+        with closing(env.build(1)) as adapter:
+            deadline = time.monotonic() + CHECK_SECONDS
+            for _ in self.dataset(adapter).episodes(0):
+                if time.monotonic() > deadline:
+                    return
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         return DatasetLoader(agent, env.build(1), self, seed)
