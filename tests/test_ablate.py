@@ -30,6 +30,7 @@ from ami_agent.ablation import (
     Study,
     StudyPlan,
     page,
+    removable,
     run_study,
     variants,
     without,
@@ -441,8 +442,21 @@ def test_a_hierarchy_is_swapped_with_the_stages_that_it_needs():
 
 
 def test_a_component_that_is_absent_can_not_be_removed():
-    with pytest.raises(ConfigError, match="--without goal_critic changes nothing in gym"):
+    with pytest.raises(ConfigError, match="--without goal_critic changes nothing in gym; it has"):
         without(recipes.gym(EnvConfig(id="CartPole-v1")), "goal_critic")
+
+
+@pytest.mark.parametrize("name", ["two-rooms", "forage", "gym", "windy-rooms"])
+def test_only_parts_that_a_recipe_has_are_offered(name):
+    config = recipes.recipe(name)
+    offered = removable(config)
+    assert all(without(config, part) != config for part in offered)
+    has_latent = config.world_model.latent is not None
+    assert {part in offered for part in ("latent", "train_jepa.kl")} == {has_latent}
+    assert ("drives" in offered) == bool(config.cost.drives)
+    with pytest.raises(ConfigError, match="no such part") as refused:
+        without(config, "?")
+    assert str(refused.value).endswith(f"it has {', '.join(offered)}")
 
 
 def test_components_that_do_not_fit_are_refused_before_training(tmp_path):

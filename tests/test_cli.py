@@ -66,7 +66,8 @@ def own(run, tmp_path) -> Path:
         (["train", "two-rooms", "--resume"], "has no config.json"),
         (["eval", "nowhere"], "nowhere is not a run folder"),
         (["eval"], "needs a DIR first"),
-        (["ablate", "two-rooms", "--without", "soul"], "there are goal_critic, "),
+        (["ablate", "two-rooms"], "add --without PART (there are goal_critic, policy"),
+        (["ablate", "two-rooms", "--without", "soul"], "no such part; it has goal_critic, "),
         (["ablate", "two-rooms", "--swap", "planner=magic"], "GradientPlanner, Collocation, CEM"),
         (["ablate", "two-rooms", "--swap", "planner=gradientplanner"], "changes nothing"),
         (

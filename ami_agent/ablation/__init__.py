@@ -9,7 +9,14 @@ from __future__ import annotations
 from ami_agent.ablation.executors import Executor, ProcessPool, Ray, Serial
 from ami_agent.ablation.run_study import StudyPlan, print_study, run_study
 from ami_agent.ablation.study import Study
-from ami_agent.ablation.variants import load_configs, study_question, swap, variants, without
+from ami_agent.ablation.variants import (
+    load_configs,
+    removable,
+    study_question,
+    swap,
+    variants,
+    without,
+)
 
 __all__ = [
     "Executor",
@@ -20,6 +27,7 @@ __all__ = [
     "StudyPlan",
     "load_configs",
     "print_study",
+    "removable",
     "run_study",
     "study_question",
     "swap",

@@ -19,6 +19,8 @@ from modules.world_model.hjepa import HierarchicalJEPAConfig
 
 FLAT = {"actor.subgoals": None, "stages.train_hierarchy": None, "stages.select_landmarks": None}
 NO_VALUES = {"cost.value_critics": None, "stages.train_values": None}
+LATENT_TERMS = ("kl", "prior_nll")
+"""Terms of the loss of a latent variable."""
 NO_PROPOSAL = {"actor.policy_proposal": None}
 
 
@@ -38,6 +40,18 @@ def removals(config: Config) -> dict[str, Mapping[str, Any]]:
         "stages.distill_paths": None,
         "configurator.critic": 0.0,
     }
+    no_drives = {
+        **NO_VALUES,
+        **goal_distance,
+        "cost.drives": (),
+        "configurator.conditioned_on": (),
+        "tasks": {
+            n: replace(t, drives={}, limits={}, weights=t.weights or {"control_cost": 1.0})
+            for n, t in config.tasks.items()
+        },
+    }
+    terms = [term.name for term in fields(LossWeights)]
+    has_latent = config.world_model.latent is not None
     return {
         "goal_critic": no_goal_critic if has_goal_critic else {},
         "path_distillation": {"stages.distill_paths": None},
@@ -58,19 +72,12 @@ def removals(config: Config) -> dict[str, Mapping[str, Any]]:
             "tasks": {n: replace(task, modality_weights={}) for n, task in config.tasks.items()},
         },
         "value_critics": NO_VALUES,
-        "drives": {
-            **NO_VALUES,
-            **goal_distance,
-            "cost.drives": (),
-            "configurator.conditioned_on": (),
-            "tasks": {
-                n: replace(t, drives={}, limits={}, weights=t.weights or {"control_cost": 1.0})
-                for n, t in config.tasks.items()
-            },
-        },
+        "drives": no_drives if config.cost.drives else {},
         **{
-            f"train_jepa.{term.name}": {f"{owner}.weights.{term.name}": 0.0 for owner in owners}
-            for term in fields(LossWeights)
+            f"train_jepa.{term}": {f"{owner}.weights.{term}": 0.0 for owner in owners}
+            if has_latent or term not in LATENT_TERMS
+            else {}
+            for term in terms
         },
     }
 
@@ -86,10 +93,16 @@ def _ignoring_chance(config: Config) -> Mapping[str, Any]:
 
 def without(config: Config, name: str) -> Config:
     """The recipe without a part. Raises ConfigError for an unknown name, or for no change."""
-    changes = removals(config)
+    changes, parts = removals(config), f"it has {', '.join(removable(config))}"
     if name not in changes:
-        raise ConfigError(f"--without {name!r}: there are {', '.join(changes)}")
-    return _changed(config, changes[name], f"--without {name}")
+        raise ConfigError(f"--without {name!r}: {config.recipe} has no such part; {parts}")
+    return _changed(config, changes[name], f"--without {name}", parts)
+
+
+def removable(config: Config) -> list[str]:
+    """The parts that this recipe has and `--without` can remove."""
+    return [name for name, changes in removals(config).items()
+            if override(config, changes) != config]  # fmt: skip
 
 
 def swap(config: Config, swap_spec: str) -> Config:
@@ -112,10 +125,11 @@ def swap(config: Config, swap_spec: str) -> Config:
     return _changed(config, changes, f"--swap {swap_spec}")
 
 
-def _changed(config: Config, changes: Mapping[str, Any], what: str) -> Config:
+def _changed(config: Config, changes: Mapping[str, Any], what: str, advice: str = "") -> Config:
     changed = override(config, changes)
     if changed == config:
-        raise ConfigError(f"{what} changes nothing in {config.recipe}")
+        end = f"; {advice}" if advice else ""
+        raise ConfigError(f"{what} changes nothing in {config.recipe}{end}")
     return changed
 
 

@@ -283,6 +283,12 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     else:
         config, argv = _recipe(name, argv, f"ami ablate {name}")
         flags = parts = args.parse(args.AblateFlags(config=config), argv, f"ami ablate {name}")
+        if not (parts.without or parts.swap):
+            names = ", ".join(ablation.removable(parts.config))
+            raise ConfigError(
+                "a study compares variants: add --without PART (there are "
+                f"{names}) or --swap COMPONENT=CLASS (see ami list)"
+            )
         configs = ablation.variants(parts.config, parts.without, parts.swap)
     if (flags.workers > 1 or flags.ray) and any(map(needs_files, configs.values())):
         raise ConfigError("components from a file of your own need --workers 1 and no --ray")
