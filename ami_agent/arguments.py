@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from difflib import get_close_matches
 from numbers import Integral
 from typing import Any
 
@@ -11,6 +13,15 @@ import torch
 from modules.types import ConfigError
 
 MAX_COUNT = 2**31 - 1
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a name that is not among the known ones: what there is, first of all the one
+    that was probably meant."""
+    names = list(known)
+    close = get_close_matches(name[:100], names, n=1)
+    meant = f" (perhaps you meant {close[0]}?)" if close else ""
+    return ConfigError(f"no {what} {name!r}{meant}; there are {', '.join(names)}")
 
 
 def check_count(name: str, value: Any, minimum: int) -> None:

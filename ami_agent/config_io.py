@@ -541,7 +541,15 @@ PLAIN_MESSAGES = {
     r"^Error parsing (--\S+): no type matching \{None\}\|FLOAT .* from \[(.*)\]\.$": (
         r"\1 is \2; it must be a number"
     ),
+    r"^Error parsing (--\S+): Failed to parse key-value pairs!$": (
+        r"\1 needs pairs, each a name and a value"
+    ),
     r"^Error parsing (--\S+)": r"\1",
+    r"^Missing value for argument '(--\S+)'\. Expected 1 values\.$": r"\1 needs a value",
+    r"^Missing value for argument '(--\S+)'\. Expected (\d+) values\.$": r"\1 needs \2 values",
+    r"^invalid choice (.*) for argument '(--\S+)'\. Expected one of \((.*)\)\.$": (
+        r"\2 is \1; choose one of \3"
+    ),
     r"^Unrecognized options:[ ,]*$": "an empty argument, '', belongs to no flag",
 }
 """Messages of the parser, and the same without Python's names."""
@@ -552,7 +560,7 @@ def _parser_message(box: str) -> str:
     bare = re.sub(r"[\u2500-\u257f]+|-{3,}", "\n", box)
     paragraphs = re.split(r"\n\s*\n", re.sub(r"[ \t]+", " ", bare))
     lines = [" ".join(p.split()) for p in paragraphs]
-    message = next((text for text in lines if ":" in text), " ".join(lines))
+    _, message, *_ = [*filter(None, lines), "", ""]  # below a title that says the same
     for pattern, plain in PLAIN_MESSAGES.items():
         message = re.sub(pattern, plain, message)
     return message

@@ -48,8 +48,29 @@ def own(run, tmp_path) -> Path:
     ("argv", "message"),
     [
         (["fly"], "no command 'fly'; there are train, eval"),
+        (["trian"], "no command 'trian' (perhaps you meant train?); there are train, eval"),
+        (["bench", "plan-speed"], "no benchmark 'plan-speed' (perhaps you meant planning-speed?)"),
         (["train"], "needs a RECIPE first"),
-        (["train", "three-rooms"], "no recipe 'three-rooms'; there are two-rooms, "),
+        (["train", "kitchen"], "no recipe 'kitchen'; there are two-rooms, "),
+        (
+            ["train", "two_rooms"],
+            "no recipe 'two_rooms' (perhaps you meant two-rooms?); there are two-rooms, ",
+        ),
+        (["train", "two-rooms", "--out"], "ami: --out needs a value\n"),
+        (["eval", "x", "--mode", "fast"], "--mode is 'fast'; choose one of 'react', 'plan', "),
+        (["data", "inspect", "x", "--keys", "a"], "--data.keys needs pairs, each a name and a"),
+        (
+            ["train", "two-rooms", "--env.id", "CartPole-v1"],
+            "is made for ami/TwoRooms-v0, and ami train gym --env.id CartPole-v1 trains in any",
+        ),
+        (
+            ["ablate", "two-rooms", "--env.id", "CartPole-v1", "--without", "drives"],
+            "changes nothing in two-rooms; it has",
+        ),
+        (
+            ["ablate", "two-rooms", "--env.id", "CartPole-v1", "--without", "policy"],
+            "is made for ami/TwoRooms-v0, and ami train gym --env.id CartPole-v1 trains in any",
+        ),
         (["train", "two-rooms", "--planner.horizn", "3"], "perhaps you meant --planner.horizon"),
         (["train", "two-rooms", "--planner.horizon", "far"], "--planner.horizon"),
         (["train", "two-rooms", "--seed", "1.5"], "--seed"),
@@ -129,6 +150,29 @@ def test_a_flag_that_is_suggested_has_an_effect(flag, message, capsys):
     assert message in said
     for named in re.findall(r"--[\w.-]+", said.partition("perhaps you meant")[2]):
         assert not re.fullmatch(r"--actor-critic\.(train-jepa\.)?optim\.steps", named)
+
+
+def test_a_run_that_was_probably_meant_is_named(own, capsys, monkeypatch):
+    monkeypatch.chdir(own.parent)
+    (own.parent / "runs" / "two-rooms").mkdir(parents=True)
+    own.rename("runs/two-rooms/0")
+    for given in ("two-rooms", "runs/two-rooms", "two-rooms/0"):
+        message = error_line(capsys, "eval", given)
+        assert f"{given} is not a run folder" in message
+        assert "(perhaps you meant runs/two-rooms/0?)" in message
+    message = error_line(capsys, "eval", "runs/two-rooms/0/config.json")
+    assert "config.json is a file; a run folder is needed (perhaps you meant runs/two-" in message
+    data = ("--env.id", "CartPole-v1", "--data.run", "two-rooms")
+    assert "you meant runs/two-rooms/0?" in error_line(capsys, "train", "gym", *data)
+
+
+@pytest.mark.parametrize("command", ["train", "ablate"])
+def test_a_file_without_a_function_is_answered_with_its_functions(command, capsys, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def fast():\n    pass\n")
+    message = error_line(capsys, command, file)
+    assert f"{file}:FUNCTION; it defines fast" in message
+    assert "nowhere.py:FUNCTION\n" in error_line(capsys, command, "nowhere.py")
 
 
 def test_a_flag_that_is_given_twice_is_refused(capsys):

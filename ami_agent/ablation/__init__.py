@@ -10,6 +10,7 @@ from ami_agent.ablation.executors import Executor, ProcessPool, Ray, Serial
 from ami_agent.ablation.run_study import StudyPlan, print_study, run_study
 from ami_agent.ablation.study import Study
 from ami_agent.ablation.variants import (
+    STUDY_CONFIGS,
     load_configs,
     removable,
     study_question,
@@ -19,6 +20,7 @@ from ami_agent.ablation.variants import (
 )
 
 __all__ = [
+    "STUDY_CONFIGS",
     "Executor",
     "ProcessPool",
     "Ray",

@@ -6,6 +6,7 @@ The OpenGL backend with which MuJoCo renders is chosen before any of them is imp
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import importlib
 import importlib.util
@@ -15,6 +16,7 @@ import shlex
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -66,6 +68,21 @@ def import_path(name: str) -> ModuleType:
             del sys.modules[module_name]  # a later import must not find half of the module
             raise
         return module
+
+
+def check_names_function(path_spec: str, returns: str) -> None:
+    """Raises ConfigError, with the functions that there are, for a file x.py without one."""
+    if not path_spec.endswith(".py"):
+        return
+    names: list[str] = []
+    with suppress(OSError, SyntaxError, ValueError):
+        body = ast.parse(Path(path_spec).read_bytes()).body
+        names = [part.name for part in body if isinstance(part, ast.FunctionDef)]
+    defined = f"; it defines {', '.join(names)}" if names else ""
+    raise ConfigError(
+        f"{path_spec} is a file: add the function that returns {returns}, {path_spec}:FUNCTION"
+        f"{defined}"
+    )
 
 
 def load_function(path_spec: str, returns: str) -> Callable[[], Any]:

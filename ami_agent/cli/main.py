@@ -7,7 +7,7 @@ import io
 import sys
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from multiprocessing import active_children
@@ -21,8 +21,9 @@ from rich.console import Console
 from ami_agent import ablation, config_io
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.fault_tolerance import EnvError
-from ami_agent.adapters.imports import call_function
+from ami_agent.adapters.imports import call_function, check_names_function
 from ami_agent.agent import Agent
+from ami_agent.arguments import unknown_name
 from ami_agent.bench import BENCHMARKS
 from ami_agent.cli import args
 from ami_agent.cli.data import data_command
@@ -79,6 +80,7 @@ def _recipe(
     `resumed`: the run whose settings stand in the place of the recipe's own."""
     files, env_files, argv = _split_imports(args.resolve_aliases(argv, args.TRAIN_ALIASES))
     allow_components(files)
+    check_names_function(name, "the Config of a recipe")
     if ".py:" in name:
         config = call_function(name, "the Config of a recipe")
         if not isinstance(config, Config):
@@ -164,7 +166,8 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
         default = replace(default, seed=run_dir.manifest_of(resumed)["seed"])
     flags = args.parse(default, argv, f"ami train {name}")
     out = Path(flags.out or resumed or Path("runs") / config.recipe / str(flags.seed))
-    check(flags.config, out, flags.seed, flags.resume)
+    with _advice_on_env(name, config, flags.config):
+        check(flags.config, out, flags.seed, flags.resume)
     device = distributed.own_device(args.device(flags.device))
     train_agent = partial(
         train, flags.config, out=out, seed=flags.seed, device=device, resume=flags.resume,
@@ -205,6 +208,22 @@ def _naming_trained(out: Path) -> Iterator[None]:
         raise EnvError(f"{error}; {saved}") from error
     except Interrupted as interrupt:
         raise Interrupted(f"{interrupt.message}; {saved}") from None
+
+
+@contextmanager
+def _advice_on_env(name: str, recipe_config: Config, config: Config) -> Iterator[None]:
+    """Adds to a ConfigError, where the flags name another environment than that of the recipe,
+    which recipe takes any."""
+    try:
+        yield
+    except ConfigError as error:
+        own_id, env_id = recipe_config.env.id, config.env.id
+        if own_id == env_id or repr(env_id) not in str(error):
+            raise
+        raise ConfigError(
+            f"{error}; the recipe {name} is made for {own_id}, and ami train gym --env.id {env_id} "
+            "trains in any environment"
+        ) from None
 
 
 def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
@@ -277,6 +296,8 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 
 def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
+    check_names_function(name, ablation.STUDY_CONFIGS)
+    advice: AbstractContextManager[None] = nullcontext()
     if ".py:" in name:
         flags = args.parse(args.StudyFlags(), argv, f"ami ablate {name}")
         configs = ablation.load_configs(name)
@@ -290,6 +311,7 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
                 f"{names}) or --swap COMPONENT=CLASS (see ami list)"
             )
         configs = ablation.variants(parts.config, parts.without, parts.swap)
+        advice = _advice_on_env(name, config, parts.config)
     if (flags.workers > 1 or flags.ray) and any(map(needs_files, configs.values())):
         raise ConfigError("components from a file of your own need --workers 1 and no --ray")
     executor: ablation.Executor = ablation.Serial(console)
@@ -305,7 +327,8 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
         device=args.device(flags.device),
         question=ablation.study_question(name if ".py:" in name else title),
     )  # fmt: skip
-    result = ablation.run_study(plan, out=out, executor=executor, console=console)
+    with advice:
+        result = ablation.run_study(plan, out=out, executor=executor, console=console)
     ablation.print_study(console, result)
     from ami_agent.ablation import page  # drawing is slow to import
 
@@ -358,7 +381,7 @@ def bench_command(name: str, argv: Sequence[str], console: Console) -> None:
         args.write_results(flags.json, descriptions)
         return
     if name not in BENCHMARKS:
-        raise ConfigError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+        raise unknown_name("benchmark", name, BENCHMARKS)
     benchmark = args.parse(BENCHMARKS[name], argv, f"ami bench {name}")
     args.write_results(benchmark.json, benchmark.measure(console))
 
@@ -407,7 +430,7 @@ def _dispatch(argv: Sequence[str], console: Console) -> None:
         return
     name, rest = argv[0], list(argv[1:])
     if name not in COMMANDS:
-        raise ConfigError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
+        raise unknown_name("command", name, COMMANDS)
     if name != "train" and distributed.launched().size > 1:
         raise ConfigError(f"ami {name} runs in a single process: start it without torchrun")
     command, argument, _ = COMMANDS[name]

@@ -28,7 +28,7 @@ def spec_of_run(run: Path) -> tuple[EnvironmentSpec, int]:
     folder is none of a run. Nothing that its settings name is imported."""
     path, written = run / "config.json", run / "spaces.json"
     if not path.exists():
-        raise ConfigError(f"{run} is not a run folder: it has no {path.name}")
+        raise files.not_a_run(run, path.name)
     config = files.read_json(path)
     env = config.get("env") if isinstance(config, dict) else None
     env = env if isinstance(env, dict) else {}

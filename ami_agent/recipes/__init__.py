@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ami_agent.adapters.env import EnvConfig
+from ami_agent.arguments import unknown_name
 from ami_agent.config import Config
 from ami_agent.recipes.cue_corridor import cue_corridor
 from ami_agent.recipes.forage import forage
@@ -37,7 +38,6 @@ from ami_agent.recipes.two_rooms import (
     two_rooms_slow,
 )
 from ami_agent.recipes.windy_rooms import windy_rooms
-from modules.types import ConfigError
 
 RECIPES: Mapping[str, Callable[[], Config]] = {
     "two-rooms": two_rooms,
@@ -83,5 +83,5 @@ RECIPE_IMPORTS = {"ogbench": ("ogbench",), "gymnasium-robotics": ("gymnasium_rob
 def recipe(name: str) -> Config:
     """The Config of the recipe of that name; ConfigError if there is none."""
     if name not in RECIPES:
-        raise ConfigError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+        raise unknown_name("recipe", name, RECIPES)
     return RECIPES[name]()

@@ -386,3 +386,17 @@ def _close_in_child() -> None:
 
 if os.name == "posix":
     os.register_at_fork(after_in_child=_close_in_child)
+
+
+def not_a_run(run: Path, missing: str) -> ConfigError:
+    """The error for a place that is no run folder, as the file `missing` is not there; it names a
+    run that was probably meant."""
+    reason = f"{run} is not a run folder: it has no {missing}"
+    runs: list[Path] = []
+    with suppress(OSError, ValueError):  # the name may be that of nothing
+        if run.is_file():
+            reason, runs = f"{run} is a file; a run folder is needed", [run.parent]
+        for folder in (run, Path("runs") / run):
+            runs += [folder, *sorted(folder.iterdir() if folder.is_dir() else ())]
+        runs = [folder for folder in runs if (folder / "config.json").is_file()]
+    return ConfigError(reason + (f" (perhaps you meant {runs[0]}?)" if runs else ""))

@@ -58,7 +58,7 @@ def write_json(path: Path, data: Mapping[str, Any], follow_links: bool = False) 
 def read_json(path: Path) -> Any:
     """A JSON file of a run folder; ConfigError if there is none, or it is not JSON."""
     if not os.path.lexists(path):
-        raise ConfigError(f"{path.parent} is not a run folder: it has no {path.name}")
+        raise files.not_a_run(path.parent, path.name)
     return files.read_json(path)
 
 
