@@ -23,11 +23,15 @@ def check_shadows(names: tuple[str, ...] = ("modules", "envs"), home: Path = HOM
     package of that name shadows ours."""
     for name in names:
         spec = find_spec(name)
-        found = Path(spec.origin).resolve().parent if spec and spec.origin else None
-        if found != home / name:
+        found: list[str] = []
+        if spec and spec.submodule_search_locations:  # a folder, with __init__.py or without
+            found = list(spec.submodule_search_locations)
+        elif spec and spec.origin:
+            found = [spec.origin]
+        if [Path(place).resolve() for place in found] != [home / name]:
             raise ImportError(
                 f"ami_agent needs its own package {name!r} in {home / name}, but Python finds "
-                f"{found or 'none'}: rename that one, or put {home} first on sys.path"
+                f"{' and '.join(found) or 'none'}: rename that one, or put {home} first on sys.path"
             )
 
 

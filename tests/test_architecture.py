@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -217,6 +218,19 @@ def test_packages_of_the_same_names_elsewhere_are_reported_in_one_line(tmp_path)
     assert str(tmp_path) in str(raised.value)
     assert str(HOME / "modules") in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("made", ["folder", "package", "file"])
+def test_what_is_found_in_place_of_a_package_is_named(made, tmp_path, monkeypatch):
+    name = f"ami_test_{made}"
+    place = tmp_path / (f"{name}.py" if made == "file" else name)
+    if made != "file":
+        place.mkdir()
+    if made != "folder":
+        (place if made == "file" else place / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=re.escape(f"but Python finds {place}: rename")):
+        check_shadows(names=(name,))
 
 
 def test_a_missing_package_is_reported_in_one_line():
