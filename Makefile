@@ -11,6 +11,12 @@ PACKAGES := ami_agent modules envs tests benchmarks
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	@echo 'installs AMI, PyTorch and what they need into $(VENV); this takes minutes'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/dev-ready: $(READY)
+	@echo 'installs the tools of the tests into $(VENV)'
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
@@ -33,13 +39,13 @@ $(LOWEST)/ready: pyproject.toml constraints-lowest.txt
 test-lowest: $(LOWEST)/ready  ## the tests with the lowest allowed versions, on Python 3.11
 	$(LOWEST)/bin/python -m pytest --numprocesses auto --dist worksteal -m 'not slow and not long'
 
-lint: $(READY)  ## style, types, and syntax that Python 3.10 has
+lint: $(VENV)/dev-ready  ## style, types, and syntax that Python 3.10 has
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/vermin --quiet --no-tips --target=3.10- --violations --exclude long $(PACKAGES)
 
-$(VENV)/docs-ready: $(READY)
+$(VENV)/docs-ready: $(VENV)/dev-ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 

@@ -83,6 +83,31 @@ def test_a_target_of_the_documentation_is_in_the_makefile(command):
     assert f"\n{command.split()[1]}:" in (ROOT / "Makefile").read_text()
 
 
+def test_the_demo_installs_no_more_than_it_needs():
+    makefile = (ROOT / "Makefile").read_text()
+    recipe_lines = {
+        target: lines for target, lines in re.findall(r"^(\S+): .*\n((?:\t.*\n)+)", makefile, re.M)
+    }
+    assert re.search(r"^demo: \$\(READY\) ", makefile, re.M)
+    assert "--editable ." in recipe_lines["$(READY)"]
+    assert ".[" not in recipe_lines["$(READY)"]
+
+
+def test_the_quickstart_names_every_extra():
+    table = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]
+    extras = re.findall(r"^(\w+) = \[", table.partition("\n[")[0], re.M)
+    sentence = TEXTS["docs/quickstart.md"].partition("the extras are")[2].partition("\n\n")[0]
+    assert set(extras) == set(re.findall(r"`(\w+)`", sentence))
+
+
+def test_a_level_of_risk_is_shown_with_an_agent_that_has_a_latent_variable():
+    names = {"__name__": "documentation"}
+    for code in CODE["docs/uncertainty.md"]:
+        exec(compile(code, "docs/uncertainty.md", "exec"), names)
+    assert names["config"].world_model.latent is not None
+    assert names["task"].cvar_alpha == 0
+
+
 @pytest.mark.parametrize("page", [name for name, blocks in CODE.items() if blocks])
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
     monkeypatch.chdir(ROOT)
