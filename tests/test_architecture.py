@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -240,3 +241,12 @@ def test_a_missing_package_is_reported_in_one_line():
 
 def test_the_packages_beside_ours_are_the_right_ones():
     check_shadows()
+
+
+def test_the_command_line_starts_without_what_is_slow_to_import():
+    code = "import sys, ami_agent.cli.main; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HOME
+    )
+    slow = {"scipy.stats", "scipy.cluster", "matplotlib", "PIL", "ogbench", "mujoco"}
+    assert not slow & set(done.stdout.split())

@@ -11,7 +11,7 @@ from math import ceil, inf
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy  # imports its parts where they are used, which are slow to import
 
 from ami_agent.evaluation.intervals import Estimate
 
@@ -53,10 +53,13 @@ def interquartile_mean(values: Sequence[float]) -> Estimate:
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):
         return {"mean": None, "ci95": None}
-    mean = float(stats.trim_mean(numbers, 0.25))
+    mean = float(scipy.stats.trim_mean(numbers, 0.25))
     if len(numbers) == 1:
         return {"mean": mean, "ci95": None}
-    return {"mean": mean, "ci95": _interval(stats.trim_mean(_resampled(numbers, 0), 0.25, axis=1))}
+    return {
+        "mean": mean,
+        "ci95": _interval(scipy.stats.trim_mean(_resampled(numbers, 0), 0.25, axis=1)),
+    }
 
 
 def probability_of_improvement(
@@ -130,7 +133,9 @@ def paired_difference(
         mean = float(differences[0]) if len(differences) else None
         return Difference(len(differences), mean, None, None)
     mean, std = float(differences.mean()), float(differences.std(ddof=1))
-    half_width = float(stats.t.ppf(0.975, len(differences) - 1)) * std / len(differences) ** 0.5
+    half_width = (
+        float(scipy.stats.t.ppf(0.975, len(differences) - 1)) * std / len(differences) ** 0.5
+    )
     needed = seeds_needed(abs(mean) / std) if std > 0 and mean else None
     interval = max(mean - half_width, -max_difference), min(mean + half_width, max_difference)
     return Difference(len(differences), mean, interval, needed)
@@ -141,13 +146,13 @@ def minimal_detectable_effect(seeds: int) -> float:
     deviations of the paired differences; infinite for one seed."""
     if seeds < 2:
         return float("inf")
-    quantiles = stats.t.ppf([0.975, POWER], seeds - 1)
+    quantiles = scipy.stats.t.ppf([0.975, POWER], seeds - 1)
     return float(quantiles.sum() / seeds**0.5)
 
 
 def seeds_needed(effect: float) -> int:
     """The number of seeds that detects a difference of this size, in the same units."""
-    normal = stats.norm.ppf([0.975, POWER]).sum()
+    normal = scipy.stats.norm.ppf([0.975, POWER]).sum()
     first = max(2, ceil((normal / effect) ** 2)) if effect > 0 else 10**6
     return next(
         (n for n in range(first, first + 10) if minimal_detectable_effect(n) <= effect), first + 10

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypeAlias, TypedDict
 
 import numpy as np
-from scipy import stats
+import scipy  # imports its parts where they are used, which are slow to import
 from torch import Tensor
 
 from modules.types import ConfigError
@@ -28,7 +28,7 @@ def rate(successes: Values) -> Estimate:
         raise ConfigError("a success rate is taken over outcomes that are 0 or 1")
     if not outcomes.size:
         return {"mean": None, "ci95": None}
-    test = stats.binomtest(int(outcomes.sum()), outcomes.size)
+    test = scipy.stats.binomtest(int(outcomes.sum()), outcomes.size)
     interval = test.proportion_ci(confidence_level=0.95, method="wilson")
     return {"mean": float(outcomes.mean()), "ci95": [float(interval.low), float(interval.high)]}
 
@@ -42,7 +42,7 @@ def mean(values: Values) -> Estimate:
     if numbers.size == 1:
         return {"mean": float(numbers[0]), "ci95": None}
     # not BCa, which is undefined where all values are equal
-    interval = stats.bootstrap(
+    interval = scipy.stats.bootstrap(
         (numbers,), np.mean, n_resamples=2000, batch=200, method="percentile", rng=0
     ).confidence_interval
     return {"mean": float(numbers.mean()), "ci95": [float(interval.low), float(interval.high)]}

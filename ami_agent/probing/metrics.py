@@ -7,9 +7,8 @@ from itertools import combinations
 from math import log, sqrt
 
 import numpy as np
+import scipy  # imports its parts where they are used, which are slow to import
 import torch
-from scipy.cluster.vq import ClusterError, kmeans2
-from scipy.stats import spearmanr
 from torch import Tensor
 
 NUM_NEIGHBOURS = 5
@@ -44,7 +43,11 @@ def smoothness(states: Tensor, factors: Tensor) -> float:
     one, other = torch.randint(len(states), (2, NUM_PAIRS), generator=random)
     scaled = factors / factors.std(0).clamp_min(1e-9)
     distances = [(part[one] - part[other]).norm(dim=-1).numpy() for part in (states, scaled)]
-    return float(spearmanr(*distances).statistic) if min(a.std() for a in distances) > 0 else 0.0
+    return (
+        float(scipy.stats.spearmanr(*distances).statistic)
+        if min(a.std() for a in distances) > 0
+        else 0.0
+    )
 
 
 def sparsity(states: Tensor) -> float:
@@ -110,8 +113,10 @@ def cluster(states: Tensor) -> tuple[float, Tensor]:
     best = (0.0, torch.zeros(len(subset), dtype=torch.int64))
     for count in range(2, min(MAX_CLUSTERS, len(subset.unique(dim=0))) + 1):
         try:
-            _, found = kmeans2(subset.numpy(), count, minit="++", missing="raise", rng=0)
-        except ClusterError:  # a cluster became empty
+            _, found = scipy.cluster.vq.kmeans2(
+                subset.numpy(), count, minit="++", missing="raise", rng=0
+            )
+        except scipy.cluster.vq.ClusterError:  # a cluster became empty
             continue
         group = torch.from_numpy(np.asarray(found)).long()
         best = max(best, (silhouette(distances, group), group), key=lambda pair: pair[0])
