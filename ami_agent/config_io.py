@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 import cattrs
 import cattrs.v
+import docstring_parser
 import tyro
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, make_mapping_structure_fn
 from cattrs.preconf.json import make_converter
@@ -340,14 +341,14 @@ def _parse(default: Any, argv: Sequence[str], program: str, **kwargs: Any) -> An
     flags = (tyro.conf.FlagCreatePairsOff,)
     try:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            return tyro.cli(
-                _concrete_class(default), args=list(argv), prog=program, config=flags, **kwargs
-            )
+            is_help = not {"-h", "--help"}.isdisjoint(argv)
+            kind = _concrete_class(default, with_help=is_help)
+            return tyro.cli(kind, args=list(argv), prog=program, config=flags, **kwargs)
     except SystemExit as stop:
         if stop.code:
             message = _parser_message(stderr.getvalue() or stdout.getvalue())
             raise ConfigError(message + _meant_flag(message, argv, default)) from None
-        print(stdout.getvalue(), end="")  # --help
+        print(_tuned_first(stdout.getvalue(), default), end="")  # --help
         raise
 
 
@@ -366,20 +367,48 @@ def _check_once(argv: Sequence[str]) -> None:
             raise ConfigError(f"{flag} is given {count} times; give it once, with all its values")
 
 
-def _concrete_class(default: Any, hidden: Collection[str] = ()) -> Any:
+def _tuned_first(text: str, default: Any) -> str:
+    """The help with the flags of the training stages, which users set most often, behind those of
+    the environment."""
+    config = vars(default).get("config")
+    if not isinstance(config, Config):
+        return text
+    head, *sections = re.split(r"(?m)^(?= \S.*options *$)", text)
+    stages = tuple(f" {name.replace('_', '-')}" for name in config.stages)
+
+    def rank(section: str) -> int:
+        first = (" options", " env options", *stages)
+        return next((i for i, start in enumerate(first) if section.startswith(start)), len(first))
+
+    return head + "".join(sorted(sections, key=rank))
+
+
+def _help_of(kind: type) -> dict[str, str]:
+    """The docstrings of the fields of a dataclass, each on one line: the parser would keep the ends
+    of their lines."""
+    found = {}
+    for base in filter(is_dataclass, reversed(kind.__mro__)):
+        with contextlib.suppress(OSError, TypeError):  # a class without a source
+            for param in docstring_parser.parse_from_object(base).params:
+                found[param.arg_name] = " ".join((param.description or "").split())
+    return found
+
+
+def _concrete_class(default: Any, hidden: Collection[str] = (), with_help: bool = False) -> Any:
     """A subclass of the dataclass of `default` whose fields have just the classes they have there;
     flags for unions of dataclasses would otherwise become subcommands. `hidden`: fields that get no
     flag, `name` or, within a field, `name.inner`."""
     kind, concrete_fields = type(default), []
     if isinstance(default, Stage):
         hidden = {*hidden, *default.overridden_settings}
+    help_texts = _help_of(kind) if with_help else {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         value = getattr(default, name)
         if name == "stages" and isinstance(default, Config):
             value, hint = _as_dataclass(value), Annotated[hint, UNPREFIXED]
         if is_dataclass(value):
             inner = {h.partition(".")[2] for h in hidden if h.startswith(f"{name}.")}
-            concrete = _concrete_class(value, inner)
+            concrete = _concrete_class(value, inner, with_help)
             metadata = hint.__metadata__ if get_origin(hint) is Annotated else ()
             marked = tuple([concrete, *metadata])  # Python 3.10 has no star in an index
             hint = Annotated[marked] if metadata else concrete
@@ -389,6 +418,8 @@ def _concrete_class(default: Any, hidden: Collection[str] = ()) -> Any:
                 hint = None  # a component that is left out
             if name in hidden or not _has_flag(value, hint):
                 hint = Annotated[hint, tyro.conf.Suppress]
+            if text := help_texts.get(name):
+                hint = Annotated[hint, tyro.conf.arg(help=text)]
             concrete_fields.append((name, hint, field(default_factory=partial(copy, value))))
     return make_dataclass(
         kind.__name__, concrete_fields, bases=(kind,), frozen=True, kw_only=True,

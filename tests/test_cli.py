@@ -193,6 +193,20 @@ def test_a_flag_reaches_its_module(capsys, tmp_path):
     assert "--planner.horizon" in capsys.readouterr().out
 
 
+def test_the_help_fills_its_lines_and_begins_with_what_is_tuned_most(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "two-rooms", "--help"])
+    text = capsys.readouterr().out
+    words = " ".join(text.split())
+    assert "Results depend on their number in the last digits; --resume keeps" in words
+    threads = text[text.index("--threads") :].partition("  --")[0].splitlines()
+    assert all(len(line.rstrip()) > 60 for line in threads[1:-3])  # none ends in the middle
+    places = [
+        text.index(f" {name} options") for name in ("env", "collect", "train-jepa", "planner")
+    ]
+    assert places == sorted(places)
+
+
 def test_train_writes_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypatch, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
