@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -28,6 +29,7 @@ from ami_agent import resources
 from ami_agent.adapters.env import EnvConfig, behaviour_policy, rollout
 from ami_agent.adapters.fault_tolerance import EnvCreationError, EnvError, EnvResetError, WorkerDied
 from ami_agent.adapters.imports import import_path
+from ami_agent.cli.main import main
 from ami_agent.config import override
 from ami_agent.evaluation.evaluate import run_many
 from ami_agent.evaluation.policies import make_random_policy
@@ -580,3 +582,32 @@ class Mute(Exception):
 class RaisesMute(Plain):
     def step(self, action):
         raise Mute
+
+
+class OldStep(gymnasium.Env):
+    """Returns four values from step, as before Gymnasium 0.26, and other numbers than it states."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float64), {}
+
+    def step(self, action):
+        return np.zeros(2), 0.0, False, {}
+
+
+def test_a_first_step_that_fails_is_found_before_the_run_begins(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    gymnasium.register("ami-test/OldStep-v0", entry_point=OldStep, max_episode_steps=9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code = main(["train", "gym", "--env.id", "ami-test/OldStep-v0"])
+    del gymnasium.registry["ami-test/OldStep-v0"]
+    *warned, message = capsys.readouterr().err.splitlines()
+    assert code
+    assert "failed in step: ValueError: not enough values to unpack (expected 5, got 4)" in message
+    assert not (tmp_path / "runs").exists()
+    assert warned
+    assert len(set(warned)) == len(warned)
+    assert all(line.startswith("warning: ") and ".py:" not in line for line in warned)

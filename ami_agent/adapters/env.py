@@ -447,3 +447,11 @@ def behaviour_policy(env: EnvAdapter) -> ActFn:
 def expert_policy(env: EnvAdapter) -> ActFn:
     """The shortest path to the goal, for environments that HasReferencePolicies."""
     return lambda obs: env.from_env(env.unwrapped.expert_action())
+
+
+def check_step(config: EnvConfig) -> None:
+    """Raises ConfigError where the first step of an episode fails, before anything is trained."""
+    with closing(config.build(1)) as env:
+        obs, _ = env.reset(0)
+        env.vector_env.action_space.seed(0)
+        next(rollout(behaviour_policy(env), env, obs))

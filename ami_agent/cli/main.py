@@ -4,7 +4,9 @@ with one line and exit code 1; a checkpoint keeps what was learnt."""
 from __future__ import annotations
 
 import io
+import re
 import sys
+import warnings
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -12,14 +14,14 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import gymnasium
 import torch
 from rich.console import Console
 
 from ami_agent import ablation, config_io
-from ami_agent.adapters.env import EnvConfig
+from ami_agent.adapters.env import EnvConfig, check_step
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.adapters.imports import call_function, check_names_function
 from ami_agent.agent import Agent
@@ -169,6 +171,7 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     with _advice_on_env(name, config, flags.config):
         check(flags.config, out, flags.seed, flags.resume)
     device = distributed.own_device(args.device(flags.device))
+    check_step(flags.config.env)
     train_agent = partial(
         train, flags.config, out=out, seed=flags.seed, device=device, resume=flags.resume,
         save_every=flags.save_every, eval_episodes=flags.eval_every_stage,
@@ -403,6 +406,25 @@ def list_command(name: str, argv: Sequence[str], console: Console) -> None:
     args.write_results(flags.json, {title: rows for title, (_, rows) in tables.items()})
 
 
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Prints each warning once, on a line of its own without the place in a package's source."""
+    shown: set[str] = set()
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
+        text = one_line(re.sub(r"\x1b\[\d*m", "", str(message)).strip()).removeprefix("WARN: ")
+        if text not in shown:
+            shown.add(text)
+            print(f"warning: {text}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
 Command = Callable[[str, Sequence[str], Console], None]
 COMMANDS: dict[str, tuple[Command, str, str]] = {
     "train": (train_command, "RECIPE", "train an agent"),
@@ -450,7 +472,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     console = Console()
     try:
-        with handled():
+        with handled(), _plain_warnings():
             _dispatch(sys.argv[1:] if argv is None else argv, console)
     except EnvError as error:  # it was made, and failed while it was stepped
         return _print_error(error, 1)
