@@ -73,7 +73,7 @@ def _no_work(place, monkeypatch):
     evaluate_modes = cli.evaluate_modes
     monkeypatch.setattr(cli, "evaluate_modes", brief)
     for owner, name in [
-        (cli, "_train"), (cli, "make_probe"), (viewer, "show"), (live, "show_live"),
+        (cli, "locked"), (cli, "make_probe"), (viewer, "show"), (live, "show_live"),
         (compiled, "ahead_of_time"), (compiled, "just_in_time"),
         *((executor, "run") for executor in (Serial, ProcessPool, Ray)),
         *((type(bench), "measure") for bench in BENCHMARKS.values()),
