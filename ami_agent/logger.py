@@ -33,29 +33,36 @@ METRICS, EVENTS = "metrics.jsonl", "events.out.tfevents.*"
 
 
 class Progress:
-    """The progress of a stage; `show(done, status)` is called at most every `every` seconds."""
+    """The progress of a stage; `show(done, total, status)` is called at most every `every` seconds.
+    It draws between two steps alone, so that steps which are timed are not slowed."""
 
     def __init__(
-        self, total: int, start: int, every: float, show: Callable[[int, str], None]
-    ) -> None:
-        self._total, self._start, self._every, self._show = total, start, every, show
-        self._done = start
+        self, total: int | None, start: int, every: float,
+        show: Callable[[int, int | None, str], None],
+    ) -> None:  # fmt: skip
+        self._start, self._every, self._show = start, every, show
         self._started = self._last_shown = time.monotonic()
+        self.done, self.total = start, total
+        """Steps; `total` may change as more becomes known, and is None where nothing is."""
+        self.is_limit = False
+        """Whether `total` is the most that there can be, not what is expected."""
 
     def advance(self, steps: int = 1, **values: Number) -> None:
         """Counts `steps` more as done; `values` are shown after the time left."""
-        self._done += steps
+        self.done += steps
         now = time.monotonic()
-        if now - self._last_shown >= self._every or self._done >= self._total:
+        is_last = self.total is not None and self.done >= self.total
+        if now - self._last_shown >= self._every or is_last:
             self._last_shown = now
-            num_done = self._done - self._start
+            num_done = self.done - self._start
             rate = num_done / max(now - self._started, 1e-9)
-            left = max(self._total - self._done, 0) / max(rate, 1e-9)
             texts = [f"{rate:.3g}/s"]
-            if num_done >= min(10, 0.01 * self._total):  # the first step may take long
-                texts.append(f"{format_duration(left)} left")
+            # the first step may take long
+            if self.total is not None and num_done >= min(10, 0.01 * self.total):
+                left = format_duration(max(self.total - self.done, 0) / max(rate, 1e-9))
+                texts.append(f"at most {left} left" if self.is_limit else f"{left} left")
             texts += [f"{name} {float(value):.3g}" for name, value in values.items()]
-            self._show(self._done, "  ".join(texts))
+            self._show(self.done, self.total, "  ".join(texts))
 
 
 class Logger:
@@ -66,9 +73,10 @@ class Logger:
     def log_video(self, tag: str, gif: bytes, step: int) -> None: ...
     def info(self, text: str) -> None: ...
     @contextmanager
-    def progress(self, stage: str, total: int, start: int = 0) -> Iterator[Progress]:
-        """The progress of a stage, which is shown within the block; `total` includes `start`."""
-        yield Progress(total, start, math.inf, lambda done, status: None)
+    def progress(self, stage: str, total: int | None, start: int = 0) -> Iterator[Progress]:
+        """The progress of a stage, which is shown within the block; `total` includes `start`, and
+        is None where it is not known."""
+        yield Progress(total, start, math.inf, lambda done, total, status: None)
 
     def position(self) -> Mapping[str, int]:
         """The size in bytes of each file of the log, after it is flushed, for a checkpoint."""
@@ -90,25 +98,26 @@ class ConsoleLogger(Logger):
         print_line(self._console, text)
 
     @contextmanager
-    def progress(self, stage: str, total: int, start: int = 0) -> Iterator[Progress]:
+    def progress(self, stage: str, total: int | None, start: int = 0) -> Iterator[Progress]:
         """A progress bar on a terminal, elsewhere a line every few seconds."""
         if not self._console.is_terminal:
-            yield Progress(
-                total,
-                start,
-                LINE_EVERY,
-                lambda done, status: self.info(f"{stage}  {done}/{total}  {status}"),
-            )
+
+            def print_status(done: int, total: int | None, status: str) -> None:
+                self.info(f"{stage}  {_fraction(done, total)}  {status}")
+
+            yield Progress(total, start, LINE_EVERY, print_status)
             return
         columns = [
             TextColumn("{task.description}", markup=False), BarColumn(),
             TextColumn("{task.fields[status]}", markup=False),
         ]  # fmt: skip
-        with Bars(*columns, console=self._console) as bars:
+        # without a thread that draws: it would take turns with steps that are timed
+        with Bars(*columns, console=self._console, auto_refresh=False) as bars:
             task = bars.add_task(stage, total=total, completed=start, status="")
 
-            def show(done: int, status: str) -> None:
-                bars.update(task, completed=done, status=f"{done}/{total}  {status}")
+            def show(done: int, total: int | None, status: str) -> None:
+                text = f"{_fraction(done, total)}  {status}"
+                bars.update(task, completed=done, total=total, status=text, refresh=True)
 
             yield Progress(total, start, BAR_EVERY, show)
 
@@ -216,6 +225,10 @@ def print_table(
     """A table below a title that is not wrapped, as it may contain a path."""
     print_line(console, title)
     console.print(table("", columns, rows))
+
+
+def _fraction(done: int, total: int | None) -> str:
+    return str(done) if total is None else f"{done}/{total}"
 
 
 def _cell(value: object) -> Text:

@@ -231,6 +231,8 @@ def test_train_writes_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypatch,
     message = capsys.readouterr().out
     assert "react" in message
     assert "…" not in message  # no figure is cut
+    for policy in ("plan", "react", "random", "oracle"):
+        assert f"evaluate, {policy}  80/80  " in message
     figures = json.loads(output.read_text())
     assert list(figures) == ["plan", "react"]
     assert figures["plan"]["recipe"] == "two-rooms"
@@ -294,7 +296,9 @@ def test_eval_writes_the_figures_of_the_contract(run, tmp_path, capsys):
             low, high = label[figure]["ci95"]
             assert 0 <= low <= label[figure]["mean"] <= high <= 1
     assert figures["baselines"]["oracle"]["final_success"]["mean"] == 1
-    assert "oracle" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    for policy in ("react", "random", "oracle"):
+        assert f"evaluate, {policy}  150/150  " in shown
 
 
 def test_a_task_that_the_agent_does_not_know_is_refused(run, capsys):

@@ -214,6 +214,8 @@ def test_the_suite_prints_ours_beside_the_published_results(package, tmp_path, m
     shown = " ".join(capsys.readouterr().out.split())
     assert "made again by OGBench's own rule, not its published files" in shown
     assert "arXiv 2410.20092" in shown
+    for policy in ("plan", "react", "random", "straight line"):
+        assert f"evaluate, {policy} " in shown
     found = json.loads((tmp_path / "found.json").read_text())["ogbench"][MEDIUM]
     assert found["published"]["success"]["QRL"] == 0.82
     assert set(found["baselines"]) == {"random", "straight line", "oracle"}

@@ -150,7 +150,7 @@ class Listener(Logger):
         self.said.append(text)
 
     @contextmanager
-    def progress(self, stage: str, total: int, start: int = 0) -> Iterator[Progress]:
+    def progress(self, stage: str, total: int | None, start: int = 0) -> Iterator[Progress]:
         self.stages.append(stage)
         self.max_open_envs += 1
         self.most = max(self.most, self.max_open_envs)

@@ -108,7 +108,7 @@ def run_job(job: Job, console: Console) -> JobResult:
             first = FIRST_EVAL_SEED + 10_000 * job.seed
             env, episodes = job.config.eval_env, job.episodes
             with run_dir.threads_of(job.out):
-                found = evaluate_modes(agent, env, episodes=episodes, seed=first)
+                found = evaluate_modes(agent, env, episodes=episodes, seed=first, logger=logger)
             metrics = {mode: {"recipe": job.config.recipe, **row} for mode, row in found.items()}
             run_dir.write_json(job.out / "eval.json", metrics)
     except NotWritten as error:  # the metrics are known all the same

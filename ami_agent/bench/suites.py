@@ -22,7 +22,7 @@ from ami_agent.config import Config, override
 from ami_agent.data.ogbench import make_ogbench
 from ami_agent.evaluation.evaluate import evaluate_modes, evaluate_policies
 from ami_agent.evaluation.intervals import format_percent
-from ami_agent.logger import RunLogger, print_line, print_table
+from ami_agent.logger import ConsoleLogger, RunLogger, print_line, print_table
 from ami_agent.recipes.ogbench import NUM_TASKS, ogbench
 from ami_agent.storage import files
 from ami_agent.train import train
@@ -116,7 +116,9 @@ class SuiteComparison(CommandFlags):
                     config, out=folder, seed=seed, device=device(self.device),
                     resume=(folder / "config.json").exists(), logger=logger,
                 )  # fmt: skip
-                return evaluate_modes(agent, config.eval_env, modes=tuple(MODES), episodes=episodes)
+                return evaluate_modes(
+                    agent, config.eval_env, modes=tuple(MODES), episodes=episodes, logger=logger
+                )
 
         path = folder / f"suite-{self.episodes}.json"
         return measured_once(path, config_io.to_json(config), "results", measure)
@@ -127,7 +129,8 @@ class SuiteComparison(CommandFlags):
 
         def measure() -> dict[str, Any]:
             print_line(console, f"{dataset}: {', '.join(makers)}")
-            return evaluate_policies(makers, config, NUM_TASKS * self.episodes)
+            episodes, logger = NUM_TASKS * self.episodes, ConsoleLogger(console)
+            return evaluate_policies(makers, config, episodes, logger=logger)
 
         path = self._folder(dataset) / f"references-{self.episodes}.json"
         return measured_once(path, config_io.to_json(config), "results", measure)

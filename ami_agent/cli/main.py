@@ -190,7 +190,11 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
         agent = train_agent(logger=logger)
         logger.info(_describe_evaluation("both modes", flags.episodes))
         with run_dir.threads_of(out), _naming_trained(out):
-            by_mode = evaluate_modes(agent, flags.config.eval_env, episodes=flags.episodes)
+            env_config = flags.config.eval_env
+            by_mode = evaluate_modes(
+                agent, env_config, episodes=flags.episodes, logger=logger,
+                recorded_steps=run_dir.recorded_steps(out, flags.config, env_config),
+            )  # fmt: skip
         results = {mode: {"recipe": name, **metrics} for mode, metrics in by_mode.items()}
         print_table(console, title, *table_rows(results))
         _run_all(
@@ -240,7 +244,8 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     print_line(console, _describe_evaluation(f"mode {flags.mode}", flags.episodes))
     by_mode = evaluate_modes(
         agent, env_config, modes=(flags.mode,), task=flags.task, episodes=flags.episodes,
-        seed=flags.seed,
+        seed=flags.seed, logger=ConsoleLogger(console),
+        recorded_steps=run_dir.recorded_steps(Path(name), config, env_config, flags.task),
     )  # fmt: skip
     results = {"recipe": config.recipe, **by_mode[flags.mode]}
     title = " ".join(filter(None, (env_config.id, env_config.variant, results["task"])))
@@ -293,6 +298,7 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     page = show(
         agent, env_config, Path(flags.out or folder), selection,
         logger=ConsoleLogger(console), mp4=flags.mp4,
+        recorded_steps=run_dir.recorded_steps(Path(name), config, env_config, flags.task),
     )  # fmt: skip
     print_line(console, f"open {page}")
     args.write_results(flags.json, {"page": str(page), **options})

@@ -29,7 +29,8 @@ from ami_agent.arguments import check_count, check_is
 from ami_agent.config import Config
 from ami_agent.evaluation import policies
 from ami_agent.evaluation.intervals import Estimate, format_percent, mean, rate
-from ami_agent.logger import format_number
+from ami_agent.evaluation.progress import NOTHING_RECORDED, EpisodeProgress, PolicyProgress
+from ami_agent.logger import Logger, format_number
 from ami_agent.training.base import StageRun
 from modules.configurator import TaskSpec
 from modules.types import ConfigError, Observation, Plan
@@ -97,13 +98,20 @@ class OutcomeTracker:
         self.running &= ~done.cpu()
 
 
-def run_episodes(make_policy: policies.PolicyFactory, env: EnvAdapter, seed: int) -> EpisodeResults:
+def run_episodes(
+    make_policy: policies.PolicyFactory, env: EnvAdapter, seed: int,
+    progress: EpisodeProgress | None = None,
+) -> EpisodeResults:  # fmt: skip
     """One episode in each environment."""
     obs, info = env.reset(seed)
     tracker = OutcomeTracker(env)
     act_fn = make_policy(policies.EpisodeStart(env, obs, info), seed)
+    if progress is not None:
+        progress.begin(env)
     for step, result in enumerate(rollout(act_fn, env, obs), 1):
         tracker.update(result)
+        if progress is not None:
+            progress.advance(tracker.results.length, tracker.running)
         if not tracker.running.any():
             break
         if step == MAX_STEPS and not env.has_time_limit:
@@ -115,13 +123,15 @@ def run_episodes(make_policy: policies.PolicyFactory, env: EnvAdapter, seed: int
 
 
 def run_many(
-    make_policy: policies.PolicyFactory, config: EnvConfig, episodes: int, seed: int, device: Any
-) -> EpisodeResults:
+    make_policy: policies.PolicyFactory, config: EnvConfig, episodes: int, seed: int, device: Any,
+    progress: EpisodeProgress | None = None,
+) -> EpisodeResults:  # fmt: skip
     """The results of so many episodes, at most 100 at the same time; episode i has seed + i."""
-    results = config.run_in_batches(
-        episodes, lambda env, first: run_episodes(make_policy, env, seed + first), device, 100
-    )
-    return _concatenate(results)
+
+    def run_batch(env: EnvAdapter, first: int) -> EpisodeResults:
+        return run_episodes(make_policy, env, seed + first, progress)
+
+    return _concatenate(config.run_in_batches(episodes, run_batch, device, 100))
 
 
 def summarize(results: EpisodeResults, signals: Sequence[str], reports_success: bool) -> Results:
@@ -159,9 +169,11 @@ def evaluate(
 def evaluate_modes(
     agent: Agent, env: EnvConfig | str, *, modes: Sequence[str] = ("plan", "react"),
     task: str = "", episodes: int = 100, seed: int = FIRST_EVAL_SEED,
+    logger: Logger | None = None, recorded_steps: Mapping[str, float] = NOTHING_RECORDED,
 ) -> dict[str, Results]:  # fmt: skip
     """The results of each mode, of random actions and of the oracle where there is one, on the same
-    episodes."""
+    episodes. `logger` gets the progress; `recorded_steps`: steps of an episode by mode, where they
+    are known, for the time left."""
     check_is("agent", agent, Agent)
     check_is("env", env, EnvConfig, str)
     check_count("episodes", episodes, 1)
@@ -176,9 +188,10 @@ def evaluate_modes(
         check_same_spaces(agent.spec, env_adapter.spec, config)
         signals = env_adapter.spec.interoception
     by_mode, planning = {}, {}
+    progress = PolicyProgress(logger or Logger(), recorded_steps)
     for mode in modes:
-        by_mode[mode], planning[mode] = _evaluate_mode(agent.eval(), mode, parts)
-    by_baseline = baselines(parts)
+        by_mode[mode], planning[mode] = _evaluate_mode(agent.eval(), mode, parts, progress)
+    by_baseline = baselines(parts, progress)
     reports_success = any(r.reports_success for r in (*by_mode.values(), *by_baseline.values()))
     summary = partial(
         _summarize_parts, parts=parts, signals=signals, reports_success=reports_success
@@ -204,16 +217,17 @@ def evaluate_modes(
 
 def evaluate_policies(
     makers: Mapping[str, policies.PolicyFactory], config: Config, episodes: int,
-    seed: int = FIRST_EVAL_SEED,
+    seed: int = FIRST_EVAL_SEED, logger: Logger | None = None,
 ) -> dict[str, Results]:  # fmt: skip
     """The results of policies by name, in the first task of a Config, on the episodes that an agent
     would have there."""
+    progress = PolicyProgress(logger or Logger())
     parts = _parts(config.tasks, config.eval_env, next(iter(config.tasks)), episodes, seed)
     with closing(parts[0].env.build(1)) as env_adapter:
         signals = env_adapter.spec.interoception
     found = {}
     for name, make_policy in makers.items():
-        results = _concatenate(part.run(make_policy, "cpu") for part in parts)
+        results = _run_parts(name, make_policy, parts, progress)
         found[name] = _summarize_parts(results, parts, signals, results.reports_success)
     return found
 
@@ -227,9 +241,11 @@ class EvalPart(NamedTuple):
     episodes: int
     seed: int  # of the first episode
 
-    def run(self, make_policy: policies.PolicyFactory, device: Any) -> EpisodeResults:
+    def run(
+        self, make_policy: policies.PolicyFactory, device: Any, progress: EpisodeProgress
+    ) -> EpisodeResults:
         """The results of these episodes under a policy."""
-        return run_many(make_policy, self.env, self.episodes, self.seed, device)
+        return run_many(make_policy, self.env, self.episodes, self.seed, device, progress)
 
 
 def _parts(
@@ -264,17 +280,14 @@ def _summarize_parts(
 
 
 def _evaluate_mode(
-    agent: Agent, mode: str, parts: Sequence[EvalPart]
+    agent: Agent, mode: str, parts: Sequence[EvalPart], progress: PolicyProgress
 ) -> tuple[EpisodeResults, Results]:
     """The results, how often the agent planned and violated a constraint, and how long it took."""
     times: list[float] = []
     plans: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the seed of a batch
-    found = []
-    for part in parts:
 
-        def make_policy(
-            start: policies.EpisodeStart, batch_seed: int, task_spec: TaskSpec = part.task_spec
-        ) -> ActFn:
+    def policy_factory(task_spec: TaskSpec) -> policies.PolicyFactory:
+        def make_policy(start: policies.EpisodeStart, batch_seed: int) -> ActFn:
             step_flags = plans[batch_seed] = []
 
             def on_plan(plan: Plan) -> None:
@@ -283,8 +296,13 @@ def _evaluate_mode(
             make = policies.agent_policy_factory(agent, mode, task_spec, on_plan)
             return timed(make(start, batch_seed), times)
 
-        found.append(part.run(make_policy, agent.device))
-    results = _concatenate(found)
+        return make_policy
+
+    with progress.policy(mode, sum(part.episodes for part in parts)) as bar:
+        results = _concatenate(
+            [part.run(policy_factory(part.task_spec), agent.device, bar) for part in parts]
+        )
+    progress.logger.info(f"evaluate, {mode}: the time of single actions")
     planned, violated = _step_fractions(plans.values(), results.length)
     first = parts[0]
     time_actions = partial(latency, agent, first.env, mode, first.task_spec, first.seed)
@@ -294,6 +312,15 @@ def _evaluate_mode(
         **faults.retry_on_worker_death(time_actions),
         "ms_per_action_batched": 1000 * float(np.mean(times)),
     }
+
+
+def _run_parts(
+    name: str, make_policy: policies.PolicyFactory, parts: Sequence[EvalPart],
+    progress: PolicyProgress,
+) -> EpisodeResults:  # fmt: skip
+    """The results of a policy of that name, which runs on the CPU, in all parts."""
+    with progress.policy(name, sum(part.episodes for part in parts)) as bar:
+        return _concatenate([part.run(make_policy, "cpu", bar) for part in parts])
 
 
 def _concatenate(results: Iterable[EpisodeResults]) -> EpisodeResults:
@@ -314,15 +341,13 @@ def _step_fractions(
     return (sums / length.sum()).tolist()
 
 
-def baselines(parts: Sequence[EvalPart]) -> dict[str, EpisodeResults]:
+def baselines(parts: Sequence[EvalPart], progress: PolicyProgress) -> dict[str, EpisodeResults]:
     """Random actions, and the environment's oracle where it has one, on the same episodes."""
     with closing(parts[0].env.build(1)) as env:
         has_expert = isinstance(env.unwrapped, HasReferencePolicies)
     makers = {"random": policies.make_random_policy}
     makers |= {"oracle": policies.make_expert_policy} if has_expert else {}
-    return {
-        name: _concatenate(part.run(make, "cpu") for part in parts) for name, make in makers.items()
-    }
+    return {name: _run_parts(name, make, parts, progress) for name, make in makers.items()}
 
 
 def table_rows(results: dict[str, Results]) -> tuple[list[str], list[list[str]]]:

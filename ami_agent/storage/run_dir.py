@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from ami_agent import config_io
 from ami_agent.adapters import env_spec
-from ami_agent.adapters.env import EnvironmentSpec
+from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.adapters.imports import absolute_import, check_trusted
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_device, check_path
@@ -45,6 +45,8 @@ PACKAGES = ("torch", "numpy", "gymnasium")
 PREFIX = "agent."  # of the names of an agent's weights in a checkpoint
 MEMORY_MARGIN = 256 * files.MIB  # bytes that building an agent may take besides its weights
 MAX_THREADS = 1024
+MODES = ("plan", "react", "auto")
+MAX_STEPS = 1_000_000_000  # of an episode
 CHANGEABLE = ("env.step_timeout ", "eval_env.step_timeout ")
 """Settings that may differ on a resume: they don't change the result."""
 
@@ -199,6 +201,27 @@ def last_metrics(run: Path, stage: str) -> dict[str, Any]:
         rows = files.read_metrics(run / "metrics.jsonl", stage)
         return next((row for row in reversed(rows) if row["stage"] == stage), {})
     return {}
+
+
+def recorded_steps(run: Path, config: Config, env: EnvConfig, task: str = "") -> dict[str, float]:
+    """Steps of an episode in this environment, the mean by mode: as evaluated last in the task (the
+    first one if empty), or else as collected last. Modes of which nothing is known are left out."""
+    found: dict[str, object] = {}
+    # a stage may have an environment of its own
+    stages = {name for name, stage in config.stages.items() if not stage.env_options}
+    with suppress(ConfigError):
+        for row in files.read_metrics(run / "metrics.jsonl", "") if config.env == env else ():
+            if row["stage"] in stages and "episode_length" in row:
+                found = dict.fromkeys(MODES, row["episode_length"])
+    expected = {"env": env.id, "variant": env.variant, "task": task or next(iter(config.tasks))}
+    with suppress(ConfigError):
+        evaluated = read_json(run / "eval.json")
+        for mode in MODES:
+            results = evaluated.get(mode) if isinstance(evaluated, dict) else None
+            if isinstance(results, dict) and expected.items() <= results.items():
+                length = results.get("length")
+                found[mode] = length.get("mean") if isinstance(length, dict) else None
+    return {m: float(n) for m, n in found.items() if files.is_number(n) and 0 < n < MAX_STEPS}  # type: ignore[operator,arg-type]
 
 
 def manifest(seed: int, device: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from math import ceil
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,7 +17,8 @@ from ami_agent.adapters.env import EnvAdapter, EnvConfig, check_same_spaces, rol
 from ami_agent.agent import Agent
 from ami_agent.evaluation.evaluate import OutcomeTracker
 from ami_agent.evaluation.policies import EpisodeStart, TaskTracker
-from ami_agent.logger import Logger, Progress
+from ami_agent.evaluation.progress import NOTHING_RECORDED, EpisodeProgress, PolicyProgress
+from ami_agent.logger import Logger
 from ami_agent.probing.data import factors_of
 from ami_agent.viewer.camera import Camera, Pictures
 from modules.configurator import TaskSpec
@@ -27,7 +27,6 @@ from modules.types import ConfigError, Observation, Plan, Rollout, TaskContext
 NUM_ENVS = 4  # that are recorded at once
 MAX_STEPS_KEPT = 240
 """Steps of an episode that are kept; of a longer one every second step, or every fourth, ...."""
-DEFAULT_EPISODE_STEPS = 1000  # for the progress bar, where the environment doesn't say
 EXTRA_STEPS = 5  # that are shown after a success that lasts
 SUCCESS_WORDS = {False: ("did not arrive", "arrived"), True: ("did not succeed", "succeeded")}
 """Failure and success in words, for tasks without drives and with them."""
@@ -138,18 +137,20 @@ StepCallback: TypeAlias = Callable[[Sequence[RecordedEpisode]], None]
 def record_episodes(
     agent: Agent, config: EnvConfig, camera: Camera | None, selection: EpisodeSelection,
     logger: Logger, callback: StepCallback | None = None,
+    recorded_steps: Mapping[str, float] = NOTHING_RECORDED,
 ) -> Iterator[tuple[RecordedEpisode, ...]]:  # fmt: skip
     """The selected episodes, one after the other, each in every mode. `callback` is called at every
     step; with one, only the last step of an episode is kept. Without a camera no picture is
-    recorded."""
+    recorded. `recorded_steps`: those of earlier episodes by mode, for the time left."""
     agent.eval()
     task_spec = agent.task_spec(selection.task)
+    progress = PolicyProgress(logger, recorded_steps, "act")
 
     def record_batch(mode: str, env: EnvAdapter, first: int) -> list[RecordedEpisode]:
         check_same_spaces(agent.spec, env.spec, config)
         seed = selection.seed + first
         recorder = _Recorder(agent, env, camera, mode, task_spec, seed, callback)
-        with logger.progress(f"act, {mode}", _episode_length(env)) as bar:
+        with progress.policy(mode, env.num_envs) as bar:
             return recorder.record(bar, selection.max_steps)
 
     def episodes_of(mode: str) -> Iterator[RecordedEpisode]:
@@ -160,10 +161,6 @@ def record_episodes(
             yield from batch
 
     return zip(*map(episodes_of, selection.modes), strict=True)
-
-
-def _episode_length(env: EnvAdapter) -> int:
-    return ceil(env.max_episode_steps()[0]) or DEFAULT_EPISODE_STEPS
 
 
 class _Recorder:
@@ -182,14 +179,15 @@ class _Recorder:
         self.states: list[Tensor] = []  # of T steps, each [B, D]
         self.factors: list[np.ndarray] = []  # of T steps, each [B, F]
 
-    def record(self, bar: Progress, max_steps: int | None) -> list[RecordedEpisode]:
+    def record(self, progress: EpisodeProgress, max_steps: int | None) -> list[RecordedEpisode]:
         obs, self.info = self.env.reset(self.seed)
+        progress.begin(self.env)
         start = EpisodeStart(self.env, obs, self.info)
         self.controller.set_task(TaskTracker(self.task_spec).task(start, self.mode), self.seed)
         for step_result in islice(rollout(self._act, self.env, obs), max_steps):
             self.info = step_result.info
             self.outcome.update(step_result)
-            bar.advance()
+            progress.advance(self.outcome.results.length, self.outcome.running)
             if not self.outcome.running.any():
                 break
         return self._episodes_so_far()
