@@ -23,6 +23,7 @@ from typing import (
     get_type_hints,
 )
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -161,6 +162,19 @@ def _plain(bound: float) -> str:
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
+def describe(value: object) -> str:
+    """Tensors and arrays as their shapes, also within a mapping or a tuple, and anything else as
+    short text: what a repr shows, where the numbers would fill pages."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return str(list(value.shape))
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name} {describe(part)}' for name, part in value.items())}}}"
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        parts = (f"{name} {describe(part)}" for name, part in value._asdict().items())
+        return f"{type(value).__name__}({', '.join(parts)})"
+    return shorten(value)
+
+
 class DivergenceError(ArithmeticError):
     """A number that must be finite is not, so training can't continue."""
 
@@ -175,6 +189,9 @@ class Transition(NamedTuple):
     terminated: Tensor  # [B] bool: the episode ended in a terminal state
     truncated: Tensor  # [B] bool: the episode was cut off, by a time limit for instance
 
+    def __repr__(self) -> str:
+        return describe(self)
+
 
 class Trajectory(NamedTuple):
     """Windows of steps, each inside a single episode: what the replay buffer samples.
@@ -188,6 +205,9 @@ class Trajectory(NamedTuple):
     terminated: Tensor  # [B, T] bool
     episode_id: Tensor  # [B] int64: windows of the same episode have the same number
     valid: Tensor | None = None  # [B, T] bool: False where padded; None where nothing is
+
+    def __repr__(self) -> str:
+        return describe(self)
 
     @property
     def states(self) -> Tensor:
@@ -231,6 +251,9 @@ class TaskContext(NamedTuple):
     # index of the agent's task that differs in goal and mode alone; 0 if there is none
     task: int = 0
 
+    def __repr__(self) -> str:
+        return describe(self)
+
     @property
     def pursues_goal(self) -> bool:
         """Whether a cost that needs a goal has a weight."""
@@ -250,6 +273,9 @@ class Rollout(NamedTuple):
     latents: Tensor  # [B, P, H, Z]
     interoception: Tensor  # [B, P, H, I]: predicted signals after each action
 
+    def __repr__(self) -> str:
+        return describe(self)
+
 
 class EvaluatedRollouts(NamedTuple):
     """Imagined futures and their energies."""
@@ -258,6 +284,9 @@ class EvaluatedRollouts(NamedTuple):
     terms: dict[str, Tensor]  # each [B, P]
     energy: Tensor  # [B, P]
     scenario_states: Tensor  # [B, P * K, H + 1, D]: all sampled futures
+
+    def __repr__(self) -> str:
+        return describe(self)
 
     def detach(self) -> EvaluatedRollouts:
         """The same without gradients."""
@@ -283,6 +312,9 @@ class Plan(NamedTuple):
     candidate_energies: Tensor  # [B, P]
     planned: Tensor  # [B] bool: True from Mode-2, False from Mode-1
     env_action: Any = None  # what `env.step` takes, in the plans of a Controller; else None
+
+    def __repr__(self) -> str:
+        return describe(self)
 
     @property
     def violation(self) -> Tensor:

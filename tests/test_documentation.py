@@ -21,6 +21,7 @@ from ami_agent.bench import BENCHMARKS
 from ami_agent.cli import args
 from ami_agent.cli.data import COMMANDS as DATA_COMMANDS
 from ami_agent.cli.main import COMMANDS
+from ami_agent.evaluation.evaluate import table_rows
 from ami_agent.recipes import recipe
 from ami_agent.recipes.gym import DEFAULT_ENV, NO_DATASET
 from ami_agent.training import OfflineActorCritic
@@ -205,6 +206,20 @@ def anchors(page: Path) -> list[str]:
     """The headings of a page, as the site and GitHub name them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return [re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in headings]
+
+
+def test_the_quickstart_explains_every_row_of_the_table_of_an_evaluation():
+    estimate = {"mean": 0.5, "ci95": [0.4, 0.6]}
+    every = dict.fromkeys(("score", "success", "final_success", "steps", "return"), estimate)
+    times = {"planned": 1.0, "ms_per_action": {"p50": 1.0}, "ms_per_action_batched": 1.0}
+    results = {
+        **every, **times, "by_task": {"task1": every}, "signal_sums": {"alive": estimate},
+        "baselines": {},
+    }  # fmt: skip
+    _, rows = table_rows({"plan": results})
+    page = TEXTS["docs/quickstart.md"].replace("`", "")
+    assert [name for name, *_ in rows if name not in page] == []
+    assert len(rows) == 10
 
 
 def test_the_readme_stays_short():

@@ -115,6 +115,16 @@ def test_a_controller_accepts_what_environments_deliver_and_returns_what_they_ac
                 obs, *_ = env_or_envs.step(plan.env_action)
 
 
+def test_a_plan_is_printed_as_its_shapes(vector_agent):
+    plan = vector_agent.controller(num_envs=2, task=REWARD).act(GOOD)
+    shown = repr(plan)
+    assert shown.startswith(f"Plan(actions {list(plan.actions.shape)}, energy [2], terms {{")
+    assert f"states {list(plan.states.shape)}" in shown
+    assert shown.endswith(f"env_action {list(np.shape(plan.env_action))})")
+    assert len(shown) < 500
+    assert str(plan) == shown
+
+
 def test_a_discrete_action_of_one_environment_is_an_integer():
     env = gymnasium.make("CartPole-v1")
     config = ami.recipes.gym(EnvConfig(id="CartPole-v1"))

@@ -367,20 +367,20 @@ def _cells(result: Results) -> dict[str, str]:
         cells["score"] = format_number(result["score"]["mean"])
     if result["success"] is not None:
         cells["success at the last step"] = format_percent(result["final_success"])
-        cells["at any step"] = format_percent(result["success"])
+        cells["success at any step"] = format_percent(result["success"])
         for name, part in (result["by_task"] or {}).items():
-            cells[f"{name}, at any step"] = format_percent(part["success"])
-        cells["steps"] = f"{result['steps']['mean']:.1f}" if result["steps"] else "-"
+            cells[f"{name}: success at any step"] = format_percent(part["success"])
+        cells["steps to success"] = f"{result['steps']['mean']:.1f}" if result["steps"] else "-"
     mean_return, interval = result["return"]["mean"], result["return"]["ci95"]
     cells["return"] = format_number(mean_return, interval)
     if interval:
         cells["return"] += f" [{', '.join(format_number(end, interval) for end in interval)}]"
     for name, signal in result["signal_sums"].items():
-        cells[f"{name} an episode"] = format_number(signal["mean"])
+        cells[f"{name}, sum of an episode"] = format_number(signal["mean"])
     if "planned" in result:
-        cells["planned"] = f"{100 * result['planned']:.0f} %"
+        cells["actions that were planned"] = f"{100 * result['planned']:.0f} %"
         cells["ms per action"] = f"{result['ms_per_action']['p50']:.2f}"
-        cells["ms in a batch"] = f"{result['ms_per_action_batched']:.3f}"
+        cells["ms per action, batched"] = f"{result['ms_per_action_batched']:.3f}"
     return cells
 
 
