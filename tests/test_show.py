@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ami_agent.adapters.env import EnvAdapter
@@ -229,6 +230,43 @@ def test_the_summary_states_the_outcome(planned):
     assert (
         "after 1 step and left again"
         in episode._replace(success_step=1, final_success=False).summary
+    )
+
+
+def test_stayed_is_said_only_of_a_success_that_lasts(planned):
+    back = planned[0].recorded._replace(
+        success_step=1, final_success=True, success_interrupted=True, has_drives=False
+    )
+    assert back.summary == "seed 3: arrived after 1 step, left and returned"
+    assert back.end_step == len(back.states)
+    assert len(drawing.key_steps(planned[0]._replace(recorded=back))) == STEPS
+
+
+def test_a_chart_over_steps_says_what_is_estimated_and_what_happened(planned):
+    episode = planned[0]._replace(
+        recorded=planned[0].recorded._replace(success_step=3, final_success=True)
+    )
+    axes = Figure((15, 3)).add_axes((0.1, 0.1, 0.8, 0.8))
+    drawing.draw_energy(axes, episode, [0])
+    lines = {line.get_label(): line for line in axes.lines}
+    estimate, actual = lines["critic's estimate of steps to go"], lines["actual steps to go"]
+    assert list(actual.get_ydata()) == [3, 0]
+    assert actual.get_color() != lines["arrived"].get_color()
+    assert actual.get_linestyle() != estimate.get_linestyle()
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+    axes = Figure((15, 3)).add_axes((0.1, 0.1, 0.8, 0.8))
+    drawing.draw_prediction_error(axes, episode)
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_what_the_critic_and_the_probe_estimate_is_called_an_estimate(planned, projector):
+    episode, step = planned[0], planned[0].projected_steps[0]
+    value = f"{step.recorded.critic_value:.3g}"
+    assert drawing.caption(episode, step).endswith(f"critic's estimate of steps to go: {value}")
+    assert drawing.caption(episode, step, brief=True) == f"step 0 · critic estimates {value}"
+    assert drawing.position_note(episode) == (
+        f"positions of imagined states are a probe's estimates, off by {projector.error:.2g} "
+        "pixels (root mean square) in frames 320 pixels wide"
     )
 
 

@@ -78,6 +78,14 @@ class Lost(WithSuccess):
     info_values = {"is_success": False}  # noqa: RUF012
 
 
+class Returning(Blind):
+    """Success is lost at the fourth step and had again at the fifth."""
+
+    def step(self, action):
+        *returned, _ = super().step(action)
+        return *returned, {"is_success": self.steps in (2, 3, 5, 6)}
+
+
 class Uneven(Blind):
     """Episodes of odd seeds end early."""
 
@@ -113,7 +121,7 @@ class Odd(Pictured):
         return np.zeros((4, 4), np.float32)
 
 
-ENVS = (Blind, Pictured, WithSuccess, Lost, Uneven, Broken, Fading, Lacking, Empty, Odd)
+ENVS = (Blind, Pictured, WithSuccess, Lost, Returning, Uneven, Broken, Fading, Lacking, Empty, Odd)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -248,6 +256,7 @@ def test_without_success_the_summary_is_the_return(agent):
     ("env", "verdict"),
     [
         (WithSuccess, "seed 3: succeeded after 2 steps and stayed; return 3 in 6 steps"),
+        (Returning, "seed 3: succeeded after 2 steps, left and returned; return 3 in 6 steps"),
         (Lost, "seed 3: did not succeed in 6 steps; return 3 in 6 steps"),
     ],
 )

@@ -153,13 +153,13 @@ function energyChart(record, parent, hasSubgoals, critic) {
 }
 
 function criticChart(record, parent) {
-  const chart = new Chart(parent, `critic: ${record.unit}`, [560, 130], [0, record.end],
+  const chart = new Chart(parent, `critic's estimate of ${record.unit}`, [560, 130], [0, record.end],
     bounds([], criticValues(record)), "step");
   drawCritic(record, chart, make("p", {}, chart.box));
   return chart.cursor();
 }
 
-// Whether the steps that it took to the goal can be drawn beside the critic's prediction.
+// Whether the steps that were still to go can be drawn beside the critic's estimate.
 const hasStepCount = (record) => record.unit === "steps to go" && record.successStep !== null;
 const criticValues = (record) =>
   [...record.frames.map((frame) => frame.criticValue), ...(hasStepCount(record) ? [record.successStep] : [])];
@@ -167,10 +167,10 @@ const criticValues = (record) =>
 function drawCritic(record, chart, keys) {
   chart.curve(record.steps, record.frames.map((frame) => frame.criticValue),
     { stroke: "var(--text)", "stroke-dasharray": "5 3" });
-  key(keys, `dashed: critic, ${record.unit}`, "var(--text)");
+  key(keys, `dashed: critic's estimate of ${record.unit}`, "var(--text)");
   if (hasStepCount(record)) {
-    chart.curve([0, record.successStep], [record.successStep, 0], { stroke: "var(--success)" });
-    key(keys, "steps that the agent took", "var(--success)");
+    chart.curve([0, record.successStep], [record.successStep, 0], { stroke: "var(--text)" });
+    key(keys, `solid: actual ${record.unit}`, "var(--text)");
   }
   drawSuccess(record, chart, keys);
 }

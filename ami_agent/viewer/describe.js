@@ -44,7 +44,8 @@ function describeSubgoal(record, frame, step) {
   for (let i = 0; i < subgoals.length; i += 2) {
     positions.add(`${Math.round(subgoals[i])} ${Math.round(subgoals[i + 1])}`);
   }
-  const first = positions.size > 1 ? `, the first of ${positions.size} that are drawn` : "";
+  const first = positions.size > 1
+    ? `, the first of ${positions.size}; the dotted line is their order, not a path` : "";
   return [`The diamond is the current subgoal${first}.`];
 }
 
@@ -53,9 +54,9 @@ function describeCritic(record, frame, step) {
     return [`The agent has ${record.successLabel}.`];
   }
   if (record.unit !== "steps to go") {
-    return record.unit ? [`Critic: ${record.unit} ${rough(frame.criticValue)}.`] : [];
+    return record.unit ? [`The critic's estimate of ${record.unit} is ${rough(frame.criticValue)}.`] : [];
   }
   const outcome = record.successStep === null ? "the agent never reaches it"
     : `the agent takes ${record.successStep - step}`;
-  return [`The critic predicts ${rough(frame.criticValue)} steps to the goal; ${outcome}.`];
+  return [`The critic estimates ${rough(frame.criticValue)} steps to the goal; ${outcome}.`];
 }

@@ -32,7 +32,9 @@ SUBGOAL = "#0f8f83"
 TEXT, MUTED = "#22262e", "#767d8a"
 TERM_COLORS = {"goal_distance": "#c2497f", "critic": "#e8a317"}
 OTHER_COLORS = ("#17a08c", "#8a63d2", "#1e5adc", "#f0591a", "#7a8c2e")
-LEGEND = {"past": PAST, "planned": PLANNED, "candidates": CANDIDATE, "subgoals": SUBGOAL}
+LEGEND = {
+    "past": PAST, "planned": PLANNED, "candidates": CANDIDATE, "subgoals, in order": SUBGOAL,
+}  # fmt: skip
 FADE = LinearSegmentedColormap.from_list("fade", ["#c9d8f8", PAST])
 CRITIC_COLORS = ("#fff8e6", "#ffdf9e", "#fdb374", "#ec7f78", "#b9568c", "#6d3f8c", "#2f2a63")
 CRITIC_COLORMAP = LinearSegmentedColormap.from_list("heat", list(CRITIC_COLORS))
@@ -57,7 +59,7 @@ def film(episode: ProjectedEpisode) -> list[Image.Image]:
     legend_figure = Figure((width, LEGEND_INCHES), dpi=DPI)
     _legend(legend_figure, episode, loc="upper center", bbox_to_anchor=(0.5, 0.9), fontsize=9)
     legend = pixels(legend_figure)
-    caption_text = figure.text(0.5, 0.015, "", ha="center", color=TEXT, size=11)
+    caption_text = figure.text(0.5, 0.015, "", ha="center", color=TEXT, size=9.5)
     overlaid_axes = []
     for number, panel in enumerate(first):
         if panel.overlaid:
@@ -97,6 +99,8 @@ def sheet(episode: ProjectedEpisode, critic_map: CriticMap | None) -> np.ndarray
     figure.text(0.02, 1 - 0.72 / height, recorded.summary, size=13, color=MUTED, parse_math=False)
     anchor = 0.99, 1 - 0.11 / height
     _legend(figure, episode, loc="upper right", bbox_to_anchor=anchor, fontsize=12.5)
+    note = position_note(episode)
+    figure.text(0.985, 1 - 0.6 / height, note, ha="right", size=10, color=MUTED)
     key_frames = key_steps(episode)
     for column, key_frame in enumerate(key_frames):
         for row in range(rows):
@@ -130,23 +134,36 @@ def draw_critic_overlay(critic_map: CriticMap) -> np.ndarray:
 
 
 def key_steps(episode: ProjectedEpisode) -> list[ProjectedStep]:
-    """Evenly spread steps, up to the first success where the episode also ends in success."""
+    """Evenly spread steps, up to the first success where it lasts."""
     last, steps = len(episode.projected_steps) - 1, episode.steps
-    if episode.recorded.success_step is not None and episode.recorded.final_success:
+    if episode.recorded.success_step is not None and episode.recorded.success_lasts:
         last = min(last, int(np.searchsorted(steps, episode.recorded.success_step)))
     numbers = sorted({round(number) for number in np.linspace(0, last, NUM_KEY_FRAMES)})
     return [episode.projected_steps[number] for number in numbers]
 
 
 def caption(episode: ProjectedEpisode, step: ProjectedStep, *, brief: bool = False) -> str:
-    """The step, the energy of the plan unless `brief`, and the critic's value if there is one."""
+    """The step, the energy of the plan, and the critic's estimate if there is one; of these the
+    step and the estimate if `brief`."""
     recorded = step.recorded
     parts = [f"step {recorded.step}"]
     if recorded.terms and not brief:
         parts.append(f"energy {sum(recorded.terms.values()):.3g}")
     if unit := episode.recorded.critic_unit:
-        parts.append(f"{unit} {recorded.critic_value:.3g}")
+        estimate = "critic estimates" if brief else f"critic's estimate of {unit}:"
+        parts.append(f"{estimate} {recorded.critic_value:.3g}")
     return " · ".join(parts)
+
+
+def position_note(episode: ProjectedEpisode) -> str:
+    """How exact the positions of imagined states are; empty where a plane of states is drawn."""
+    if not (episode.imagines and episode.position_error):
+        return ""
+    width = episode.projected_steps[0].panels[0].picture.shape[1]
+    return (
+        f"positions of imagined states are a probe's estimates, off by {episode.position_error:.2g} "
+        f"pixels (root mean square) in frames {width} pixels wide"
+    )
 
 
 def draw_states(
@@ -182,7 +199,7 @@ def _legend(figure: Figure, episode: ProjectedEpisode, **placement: Any) -> None
     handles = [
         Line2D([], [], color=color, marker="o", ls="", label=name)
         for name, color in LEGEND.items()
-        if name == "past" or (episode.has_subgoals if name == "subgoals" else episode.imagines)
+        if color == PAST or (episode.has_subgoals if color == SUBGOAL else episode.imagines)
     ]
     figure.legend(
         handles=handles, ncols=len(handles), borderaxespad=0, frameon=False,
@@ -191,9 +208,10 @@ def _legend(figure: Figure, episode: ProjectedEpisode, **placement: Any) -> None
 
 
 def draw_energy(axes: Axes, episode: ProjectedEpisode, steps: Sequence[int]) -> None:
-    """The energy of the plan, by term, and the critic's value of the current state, over time."""
+    """The energy of the plan, by term, and the critic's estimate for the current state, over time,
+    beside the steps that were still to go."""
     recorded_steps, time = episode.recorded.recorded_steps, episode.steps
-    goal_note = ", to the goal" if episode.has_subgoals else ""
+    to_goal = " to the goal" if episode.has_subgoals else ""
     plan_label = f"plan energy{' to the subgoal' if episode.has_subgoals else ''}"
     terms = np.array([list(step.terms.values()) for step in recorded_steps]).T  # [terms, N]
     # stacked: positive values above zero, negative values below
@@ -206,13 +224,12 @@ def draw_energy(axes: Axes, episode: ProjectedEpisode, steps: Sequence[int]) -> 
     if unit:
         values = [step.critic_value for step in recorded_steps]
         axes.plot(time, values, color=TEXT, lw=1.6, ls=(0, (4, 2)),
-                  label=f"critic{goal_note}: {unit}")  # fmt: skip
+                  label=f"critic's estimate of {unit}{to_goal}")  # fmt: skip
     if success_step is not None:
         axes.axvline(success_step, color=SUCCESS, lw=1.4, label=episode.recorded.success_label)
         if unit == STEPS_TO_GO:
-            axes.plot(
-                [0, success_step], [success_step, 0], color=SUCCESS, lw=1.4, label="steps taken"
-            )
+            axes.plot([0, success_step], [success_step, 0], color=TEXT, lw=1.4,
+                      label=f"actual {unit}{to_goal}")  # fmt: skip
     axes.plot(steps, np.zeros(len(steps)), "^", color=TEXT, ms=6, clip_on=False, zorder=9,
               transform=axes.get_xaxis_transform())  # fmt: skip
     lowest = axes.dataLim.ymin
@@ -230,10 +247,11 @@ def draw_prediction_error(axes: Axes, episode: ProjectedEpisode) -> None:
     axes.axhline(1, color=MUTED, lw=1.2, ls=(0, (4, 2)), label="error of predicting no change")
     axes.set(ylim=(0, None), xlabel="steps ahead")
     _tidy(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _tidy(axes: Axes) -> None:
+    """The legend and the look of a chart over steps."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=9.5, labelcolor=TEXT, ncols=3, loc="lower left",
                 bbox_to_anchor=(0, 1), borderaxespad=0.3, handlelength=1.6)  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)
@@ -271,7 +289,7 @@ def draw_critic_map(
     draw_background(axes, without_background(critic_map.picture), zorder=3)
     axes.plot(*episode.path.T, color="white", lw=4, zorder=4, solid_capstyle="round")
     axes.plot(*episode.path.T, color=PAST, lw=2, zorder=5, solid_capstyle="round")
-    axes.set_title(f"critic map: {critic_map.unit}", size=10.5, color=TEXT, pad=0)
+    axes.set_title(f"critic's estimate of {critic_map.unit}, by position", size=10.5, color=TEXT, pad=0)
     left, bottom, width, height = axes.get_position().bounds
     rect = (left + width + 0.005, bottom + 0.06 * height, 0.009, 0.88 * height)
     bar = figure.colorbar(contours, cax=figure.add_axes(rect), ticks=MaxNLocator(6))

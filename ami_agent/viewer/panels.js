@@ -1,7 +1,7 @@
 // One panel of a step: a picture, images laid over it, and states drawn over both.
 const LAYERS = { // labels, in the order of their check boxes
   past: "past", planned: "planned", candidates: "candidates", actual: "actual future",
-  subgoals: "subgoals", criticMap: "critic map",
+  subgoals: "subgoals, in order", criticMap: "critic map",
 };
 const ORDER = ["past", "candidates", "actual", "planned", "subgoals"]; // the last is drawn on top
 const DOTTED = new Set(["actual", "subgoals"]);
@@ -118,7 +118,7 @@ class PanelView {
 }
 
 function colourScale(overlay, parent) {
-  make("span", {}, parent, ` · critic: ${overlay.unit}, `);
+  make("span", {}, parent, ` · critic's estimate of ${overlay.unit}: `);
   parent.append(+overlay.low.toPrecision(2));
   make("span", { class: "scale", style: `background: linear-gradient(90deg, ${overlay.colors})` },
     parent);

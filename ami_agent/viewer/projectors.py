@@ -194,6 +194,7 @@ class ProjectedEpisode(NamedTuple):
     projected_steps: Sequence[ProjectedStep]
     path: np.ndarray  # [T, 2]: the agent's true position before every action
     prediction_error: PredictionError
+    position_error: float  # of imagined states, root mean square, in pixels; 0 in a plane of states
 
     @property
     def steps(self) -> np.ndarray:
@@ -225,7 +226,7 @@ def project(recorded: RecordedEpisode, projector: Projector) -> ProjectedEpisode
     planned = [step.planned_states.numpy() for step in recorded.recorded_steps]
     steps = [step.step for step in recorded.recorded_steps]
     error = prediction_error(planned, steps, recorded.states.numpy())
-    return ProjectedEpisode(recorded, projected_steps, path, error)
+    return ProjectedEpisode(recorded, projected_steps, path, error, projector.error)
 
 
 def prediction_error(

@@ -60,6 +60,7 @@ class RecordedEpisode(NamedTuple):
     factors: np.ndarray  # [T, F]; F is 0 where the environment reports none
     success_step: int | None  # steps until the first success
     final_success: bool  # success at the last step
+    success_interrupted: bool  # no success at some step after the first
     has_success: bool  # the environment reports success
     episode_return: float  # the sum of the rewards
     has_drives: bool  # the task has drives
@@ -75,9 +76,15 @@ class RecordedEpisode(NamedTuple):
         if self.success_step is None:
             outcome = f"{SUCCESS_WORDS[self.has_drives][0]} in {length}"
         else:
-            ending = "and stayed" if self.final_success else "and left again"
-            outcome = f"{self.success_label} after {_steps(self.success_step)} {ending}"
+            ending = ", left and returned" if self.final_success else " and left again"
+            ending = " and stayed" if self.success_lasts else ending
+            outcome = f"{self.success_label} after {_steps(self.success_step)}{ending}"
         return f"seed {self.seed}: {outcome}{f'; {return_text}' if self.has_drives else ''}"
+
+    @property
+    def success_lasts(self) -> bool:
+        """Success at every step from the first on."""
+        return self.final_success and not self.success_interrupted
 
     @property
     def success_label(self) -> str:
@@ -87,7 +94,7 @@ class RecordedEpisode(NamedTuple):
     @property
     def end_step(self) -> int:
         """Where pictures end: soon after a goal is reached for good, else at the last step."""
-        if self.success_step is None or not self.final_success or self.has_drives:
+        if self.success_step is None or not self.success_lasts or self.has_drives:
             return len(self.states)
         return min(len(self.states), self.success_step + EXTRA_STEPS)
 
@@ -174,6 +181,7 @@ class _Recorder:
         self.task_spec, self.seed, self.callback = task_spec, seed, callback
         self.controller = agent.controller(env.num_envs, tensors=True)
         self.outcome = OutcomeTracker(env)
+        self.success_interrupted = torch.zeros(env.num_envs, dtype=torch.bool)
         self.step, self.interval = 0, 1
         self.recorded_steps: list[list[RecordedStep]] = [[] for _ in range(env.num_envs)]
         self.states: list[Tensor] = []  # of T steps, each [B, D]
@@ -187,6 +195,8 @@ class _Recorder:
         for step_result in islice(rollout(self._act, self.env, obs), max_steps):
             self.info = step_result.info
             self.outcome.update(step_result)
+            results = self.outcome.results
+            self.success_interrupted |= (results.success == 1) & (results.final_success == 0)
             progress.advance(self.outcome.results.length, self.outcome.running)
             if not self.outcome.running.any():
                 break
@@ -204,8 +214,8 @@ class _Recorder:
                 name, self.env.description, self.mode, self.seed + i, self.recorded_steps[i],
                 states[i, : length[i]], factors[i, : length[i]],
                 None if results.steps[i].isnan() else int(results.steps[i]),
-                bool(results.final_success[i] == 1), not bool(results.success.isnan().all()),
-                float(results.signal_sums[i, 0]), bool(self.task_spec.drives),
+                bool(results.final_success[i] == 1), bool(self.success_interrupted[i]),
+                not bool(results.success.isnan().all()), float(results.signal_sums[i, 0]), bool(self.task_spec.drives),
                 context._replace(goal=goals[i : i + 1]),
             )
             for i in range(self.env.num_envs)
