@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import ami_agent as ami
@@ -20,6 +21,7 @@ from ami_agent.config import build
 from ami_agent.logger import Logger, Progress
 from ami_agent.viewer import drawing, record, show
 from ami_agent.viewer.camera import Camera, render_error
+from ami_agent.viewer.page import mode_record
 from ami_agent.viewer.projectors import (
     PLANE_SIZE,
     PCAProjector,
@@ -181,9 +183,12 @@ def test_an_env_that_does_not_render_is_reported_in_one_line_and_its_states_are_
 ):
     listener = Listener()
     page = show(agent, of(Blind), tmp_path, EpisodeSelection(episodes=1), logger=listener)
-    assert listener.said == [
-        "no picture of show-test/Blind-v0, only of the agent's states: it takes no render_mode"
-    ]
+    no_picture, *others = listener.said
+    assert no_picture == (
+        "no picture of show-test/Blind-v0, only of the agent's states: it takes no render_mode "
+        "(its pictures are shown where it takes render_mode='rgb_array' and renders)"
+    )
+    assert all("no nearer to what happened" in line for line in others)
     assert listener.stages == ["act, plan", "draw seed 0"]
     assert listener.most == 1
     assert page.exists()
@@ -195,7 +200,11 @@ def test_an_env_that_does_not_render_is_reported_in_one_line_and_its_states_are_
 @pytest.mark.parametrize(
     ("env", "why"),
     [
-        (Blind, "it takes no render_mode"),
+        (
+            Blind,
+            "it takes no render_mode (its pictures are shown where it takes "
+            "render_mode='rgb_array' and renders)",
+        ),
         (Pictured, ""),
         (Broken, "ZeroDivisionError: no light"),
         (Lacking, 'run `pip install "paint"`'),
@@ -221,7 +230,7 @@ def test_mujoco_renders_without_a_window_where_there_is_no_display(monkeypatch):
 def test_an_env_that_renders_is_shown_beside_the_agents_states(agent, tmp_path):
     listener = Listener()
     show(agent, of(Pictured), tmp_path, EpisodeSelection(episodes=1), logger=listener)
-    assert listener.said == []
+    assert not any("no picture" in line for line in listener.said)
     (recorded,) = record_in(agent, of(Pictured))
     episode = project(recorded, PCAProjector([recorded]))
     for step, projected_step in enumerate(episode.projected_steps):
@@ -303,8 +312,59 @@ def test_the_projection_keeps_the_largest_variance(recorded):
     assert abs(np.corrcoef(y, (7 * along).sin())[0, 1]) > 0.95
     assert view.explained_variance > 0.999
     assert "100 % of their variance" in view.description
+    labels = view.axis_labels
+    assert labels[0] == f"first principal direction of the state ({_percent(view, flat, 0)} %)"
+    assert labels[1] == f"second principal direction of the state ({_percent(view, flat, 1)} %)"
     assert (x.min(), y.min()) > (0, 0)
     assert (x.max(), y.max()) < (PLANE_SIZE, PLANE_SIZE)
+
+
+def _percent(view: PCAProjector, flat: torch.Tensor, direction: int) -> str:
+    """The share of the variance of states in a plane of two numbers along one of its directions."""
+    variance = (flat - flat.mean(0)).var(0).sum()
+    _, values, _ = np.linalg.svd((flat - flat.mean(0)).numpy())
+    return f"{100 * values[direction] ** 2 / (len(flat) - 1) / float(variance):.0f}"
+
+
+def test_a_plane_of_states_says_what_its_axes_are(recorded, monkeypatch):
+    view = PCAProjector([recorded])
+    episode = project(recorded, view)
+    panel = episode.projected_steps[0].panels[-1]
+    assert panel.axis_labels == view.axis_labels
+    axes = Figure().add_axes((0, 0, 1, 1))
+    drawing.label_axes(axes, panel, 6)
+    assert tuple(text.get_text() for text in axes.texts) == view.axis_labels
+    labelled: list[tuple[str, ...]] = []
+    monkeypatch.setattr(
+        drawing, "label_axes", lambda axes, panel, size: labelled.append(panel.axis_labels)
+    )
+    sheet = drawing.sheet(episode, None)
+    assert labelled == [view.axis_labels] * len(drawing.key_steps(episode))
+    drawing.film(episode)
+    assert (
+        len(labelled) == len(drawing.key_steps(episode)) + 1
+    )  # the film's frames share their axes
+    (panel_data,) = mode_record(episode, sheet)["panels"]
+    assert panel_data["axes"] == view.axis_labels
+
+
+def test_a_prediction_that_is_no_better_than_no_change_is_called_that(recorded):
+    planned = recorded.states[:3].clone()
+    steps = [recorded.recorded_steps[0]._replace(planned_states=planned)]
+    right = project(recorded._replace(recorded_steps=steps), PCAProjector([recorded]))
+    assert right.prediction_fault == ""
+    still = planned[:1].expand(3, -1)
+    steps = [recorded.recorded_steps[0]._replace(planned_states=still)]
+    none = project(recorded._replace(recorded_steps=steps), PCAProjector([recorded]))
+    assert "no nearer to what happened than if nothing changed" in none.prediction_fault
+    assert "(relative error 1.00; " in none.prediction_fault
+    sheet = drawing.sheet(none, None)
+    assert mode_record(none, sheet)["predictionFault"] == none.prediction_fault
+    reactive = recorded._replace(
+        recorded_steps=[step._replace(planned_states=step.planned_states[:1])
+                        for step in recorded.recorded_steps]
+    )  # fmt: skip
+    assert project(reactive, PCAProjector([recorded])).prediction_fault == ""
 
 
 def _still(recorded: RecordedEpisode, states: torch.Tensor):

@@ -65,6 +65,8 @@ def show(
         with logger.progress(f"draw seed {by_mode[0].seed}", len(by_mode)) as bar:
             for recorded_episode in by_mode:
                 projected = project(recorded_episode, projector)
+                if fault := projected.prediction_fault:
+                    logger.info(f"seed {recorded_episode.seed}: {fault}")
                 mode = f"-{recorded_episode.mode}" if len(by_mode) > 1 else ""
                 name = f"episode-{number}{mode}"
                 sheet, film = drawing.sheet(projected, critic_map), drawing.film(projected)

@@ -19,6 +19,7 @@ from modules.types import ConfigError
 Pictures: TypeAlias = tuple[np.ndarray, ...]
 """The frame of one environment at one step, `[h, w, 3]` uint8, or nothing."""
 
+RENDER_HINT = " (its pictures are shown where it takes render_mode='rgb_array' and renders)"
 NO_LIMIT = 1 << 20  # pixels; larger than the side of any frame
 
 
@@ -54,9 +55,10 @@ def render_error(config: EnvConfig) -> str:
                 env.reset(0)
                 return _render_fault(env.unwrapped.render())
     except NotImplementedError:
-        return "it has no render()"
+        return f"it has no render(){RENDER_HINT}"
     except ConfigError as error:  # without the argument an environment runs, but renders nothing
-        reason = "it takes no render_mode" if "render_mode" in str(error) else str(error)
+        takes_none = "render_mode" in str(error)
+        reason = f"it takes no render_mode{RENDER_HINT}" if takes_none else str(error)
     except DependencyNotInstalled as error:  # its message says how to install it
         reason = f"{error}{gl_hint(error)}"
     except Exception as error:  # code of the environment may raise anything

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
 from ami_agent.storage.files import replacing
-from ami_agent.viewer.projectors import CriticMap, ProjectedEpisode, ProjectedStep
+from ami_agent.viewer.projectors import CriticMap, Panel, ProjectedEpisode, ProjectedStep
 from ami_agent.viewer.record import STEPS_TO_GO
 from modules.types import ConfigError
 
@@ -47,6 +48,7 @@ CAPTION_INCHES = LEGEND_INCHES = 0.25  # each below the panels
 MAX_FRAMES = 100  # of a film
 FRAME_MS, LAST_FRAME_MS = 110, 1800  # milliseconds for which a frame is shown, and the last one
 NUM_KEY_FRAMES = 6  # of a sheet
+NOTE_WIDTH = 80  # characters in a line of the notes of a sheet
 
 
 def film(episode: ProjectedEpisode) -> list[Image.Image]:
@@ -67,6 +69,7 @@ def film(episode: ProjectedEpisode) -> list[Image.Image]:
             rect = (left, bottom, PANEL_INCHES / width, PANEL_INCHES / height)
             overlaid_axes.append(figure.add_axes(rect))
             fit_axes(overlaid_axes[-1], panel.picture)
+            label_axes(overlaid_axes[-1], panel, size=9.5)
     frames = []
     for step in episode.projected_steps[::interval]:
         caption_text.set_text(caption(episode, step))
@@ -99,8 +102,10 @@ def sheet(episode: ProjectedEpisode, critic_map: CriticMap | None) -> np.ndarray
     figure.text(0.02, 1 - 0.72 / height, recorded.summary, size=13, color=MUTED, parse_math=False)
     anchor = 0.99, 1 - 0.11 / height
     _legend(figure, episode, loc="upper right", bbox_to_anchor=anchor, fontsize=12.5)
-    note = position_note(episode)
-    figure.text(0.985, 1 - 0.6 / height, note, ha="right", size=10, color=MUTED)
+    notes = position_note(episode), episode.prediction_fault
+    lines = [line for note in notes for line in wrap(note, NOTE_WIDTH)]
+    figure.text(0.985, 1 - 0.45 / height, "\n".join(lines), ha="right", va="top", size=9.5,
+                color=MUTED)  # fmt: skip
     key_frames = key_steps(episode)
     for column, key_frame in enumerate(key_frames):
         for row in range(rows):
@@ -109,6 +114,7 @@ def sheet(episode: ProjectedEpisode, critic_map: CriticMap | None) -> np.ndarray
             draw_background(axes, key_frame.panels[row].picture)
             if key_frame.panels[row].overlaid:
                 draw_states(axes, episode, key_frame, scale=0.75)
+                label_axes(axes, key_frame.panels[row], size=6.5)
             if row == 0:
                 text = caption(episode, key_frame, brief=True)
                 axes.set_title(text, size=9.5, color=TEXT, pad=2)
@@ -159,10 +165,10 @@ def position_note(episode: ProjectedEpisode) -> str:
     """How exact the positions of imagined states are; empty where a plane of states is drawn."""
     if not (episode.imagines and episode.position_error):
         return ""
-    width = episode.projected_steps[0].panels[0].picture.shape[1]
+    error, width = episode.position_error, episode.projected_steps[0].panels[0].picture.shape[1]
     return (
-        f"positions of imagined states are a probe's estimates, off by {episode.position_error:.2g} "
-        f"pixels (root mean square) in frames {width} pixels wide"
+        f"Positions of imagined states are a probe's estimates, off by {error:.2g} pixels (root "
+        f"mean square) in frames {width} pixels wide."
     )
 
 
@@ -289,7 +295,9 @@ def draw_critic_map(
     draw_background(axes, without_background(critic_map.picture), zorder=3)
     axes.plot(*episode.path.T, color="white", lw=4, zorder=4, solid_capstyle="round")
     axes.plot(*episode.path.T, color=PAST, lw=2, zorder=5, solid_capstyle="round")
-    axes.set_title(f"critic's estimate of {critic_map.unit}, by position", size=10.5, color=TEXT, pad=0)
+    axes.set_title(
+        f"critic's estimate of {critic_map.unit}, by position", size=10.5, color=TEXT, pad=0
+    )
     left, bottom, width, height = axes.get_position().bounds
     rect = (left + width + 0.005, bottom + 0.06 * height, 0.009, 0.88 * height)
     bar = figure.colorbar(contours, cax=figure.add_axes(rect), ticks=MaxNLocator(6))
@@ -322,6 +330,16 @@ def fit_axes(axes: Axes, picture: np.ndarray) -> None:
     height, width = picture.shape[:2]
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal")
     axes.set_axis_off()
+
+
+def label_axes(axes: Axes, panel: Panel, size: float) -> None:
+    """Writes what the axes of a plane of states are along its lower and its left edge."""
+    if not panel.axis_labels:
+        return
+    x_label, y_label = panel.axis_labels
+    style: dict[str, Any] = {"transform": axes.transAxes, "size": size, "color": MUTED}
+    axes.text(0.5, 0.01, x_label, ha="center", va="bottom", **style)
+    axes.text(0.01, 0.5, y_label, ha="left", va="center", rotation=90, **style)
 
 
 def pixels(figure: Figure) -> np.ndarray:

@@ -14,6 +14,7 @@ class ModeView {
     const head = make("header", {}, box);
     make("h2", {}, head, record.name);
     make("p", {}, head, record.summary + (record.interval > 1 ? `; every ${record.interval}th step is kept` : ""));
+    if (record.predictionFault) make("p", {}, head, record.predictionFault);
     const left = make("div", {}, box), right = make("div", {}, box);
     const panels = make("div", { class: "panels" }, left);
     if (record.panels.length > 1) box.classList.add("wide");

@@ -56,6 +56,7 @@ def mode_record(episode: ProjectedEpisode, sheet: np.ndarray) -> Json:
         "seed": recorded.seed,
         "name": MODE_TITLES.get(recorded.mode, f"mode {recorded.mode}"),
         "summary": recorded.summary,
+        "predictionFault": episode.prediction_fault,
         "length": len(recorded.states),
         "interval": steps[-1] - steps[-2] if len(steps) > 1 else 1,
         "endStep": recorded.end_step,
@@ -124,7 +125,7 @@ def _panels(steps: Sequence[Sequence[Any]]) -> list[Json]:
         height, width = panels[0].picture.shape[:2]
         panels_json.append({
             "name": panels[0].name, "width": width, "height": height,
-            "overlaid": panels[0].overlaid,
+            "overlaid": panels[0].overlaid, "axes": panels[0].axis_labels,
             "shown": [numbers[panel.picture.tobytes()] for panel in panels],
             "images": [_data_uri(image, encoding) for image in images],
         })  # fmt: skip

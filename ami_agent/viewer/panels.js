@@ -25,6 +25,9 @@ class PanelView {
     this.svg = make("svg", { viewBox: `-0.5 -0.5 ${panel.width} ${panel.height}`,
       "aria-hidden": "true" }, box);
     const caption = make("figcaption", {}, figure, panel.name);
+    if (panel.axes.length) {
+      caption.append(`: → ${panel.axes[0]}, ↑ ${panel.axes[1]}`);
+    }
     if (panel.overlaid) for (const overlay of seedRecord.overlays) colourScale(overlay, caption);
   }
 

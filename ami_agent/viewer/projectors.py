@@ -21,9 +21,11 @@ from modules.configurator import TaskSpec
 
 PLANE_SIZE = 400  # pixels on a side of the plane, and at most of a frame beside it
 PLANE_GREY = 245  # grey level of the plane
-MARGIN = 0.08  # fraction of the plane that is left free on each side
+MARGIN = 0.1  # fraction of the plane that is left free on each side
 NUM_NEIGHBORS = 4  # reference states whose residuals correct a linear probe
 CHUNK_SIZE = 4096  # states that are read at once; their distances to all others take much memory
+NO_BETTER = 0.95
+"""Relative error from which a prediction counts as no better than predicting no change."""
 GRID_SIZE = 31  # positions along a side of a critic map
 
 
@@ -42,6 +44,7 @@ class Panel(NamedTuple):
     name: str
     picture: np.ndarray  # [h, w, 3] uint8
     overlaid: bool  # states are drawn over it
+    axis_labels: tuple[str, ...] = ()  # of x and y, in a plane of states
 
 
 class ProbeProjector:
@@ -107,8 +110,13 @@ class PCAProjector:
         self.axes = torch.zeros(states.shape[1], 2, dtype=torch.float64)
         num_axes = min(2, states.shape[1])
         self.axes[:, :num_axes] = axes.flip(1)[:, :num_axes]
-        self.explained_variance = float(values.flip(0)[:2].sum() / values.sum().clamp_min(1e-12))
+        fractions = (values.flip(0) / values.sum().clamp_min(1e-12)).tolist()
+        self.explained_variance = sum(fractions[:2])
         """Fraction of the variance of the episodes' states that lies in the plane."""
+        self.axis_labels = tuple(
+            f"{which} principal direction of the state ({100 * fraction:.0f} %)"
+            for which, fraction in zip(("first", "second"), [*fractions, 0.0], strict=False)
+        )
         planned = [step.planned_states for episode in episodes for step in episode.recorded_steps]
         visited, imagined = self._project(states), self._project(torch.cat(planned))
         low, high = np.quantile(imagined, [0.02, 0.98], axis=0)  # without outliers
@@ -117,7 +125,7 @@ class PCAProjector:
         span = np.maximum(span, 1e-3 * span.max() + 1e-9)  # a constant axis stays in the middle
         self.low, self.high = center - span / 2, center + span / 2
         self.description = (
-            "The plane shows the agent's states along their first two principal components; "
+            "The plane shows the agent's states along their first two principal directions; "
             f"{100 * self.explained_variance:.0f} % of their variance lies in it."
         )
 
@@ -137,7 +145,7 @@ class PCAProjector:
         """The panels of a step; the last one is overlaid."""
         blank = np.full((PLANE_SIZE, PLANE_SIZE, 3), PLANE_GREY, np.uint8)
         image_panels = [Panel("environment", picture, False) for picture in pictures]
-        return [*image_panels, Panel("states of the agent", blank, True)]
+        return [*image_panels, Panel("states of the agent", blank, True, self.axis_labels)]
 
 
 Projector: TypeAlias = ProbeProjector | PCAProjector
@@ -200,6 +208,19 @@ class ProjectedEpisode(NamedTuple):
     def steps(self) -> np.ndarray:
         """The numbers [N] of the recorded steps."""
         return np.array([step.step for step in self.recorded.recorded_steps])
+
+    @property
+    def prediction_fault(self) -> str:
+        """Where imagined states are no nearer to the actual ones than the state before them, a
+        sentence that says so; else empty."""
+        errors = self.prediction_error.by_horizon
+        mean = float(np.nanmean(errors)) if np.isfinite(errors).any() else 0.0
+        if mean < NO_BETTER:
+            return ""
+        return (
+            "The imagined states are no nearer to what happened than if nothing changed (relative "
+            f"error {mean:.2f}; that of predicting no change is 1)."
+        )
 
     @property
     def imagines(self) -> bool:

@@ -215,7 +215,8 @@ class _Recorder:
                 states[i, : length[i]], factors[i, : length[i]],
                 None if results.steps[i].isnan() else int(results.steps[i]),
                 bool(results.final_success[i] == 1), bool(self.success_interrupted[i]),
-                not bool(results.success.isnan().all()), float(results.signal_sums[i, 0]), bool(self.task_spec.drives),
+                not bool(results.success.isnan().all()), float(results.signal_sums[i, 0]),
+                bool(self.task_spec.drives),
                 context._replace(goal=goals[i : i + 1]),
             )
             for i in range(self.env.num_envs)
