@@ -334,6 +334,9 @@ def test_probe_says_whether_the_state_has_collapsed(run, capsys, tmp_path):
     assert {"effective_rank", "error dot x", "wall imagined", "door true"} <= set(metrics)
     assert set(metrics["scorecard"]["linear"]) == {"agent", "untrained", "observation"}
     assert (run / "probe.png").stat().st_size > 10_000
+    shown = capsys.readouterr().out
+    assert "worse than the raw observation: " in shown
+    assert "the relative open-loop error is " in shown
 
 
 @pytest.mark.parametrize("file", ["config.json", "manifest.json"])

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import log
+from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvAdapter, EnvConfig, EnvironmentSpec
 from ami_agent.adapters.spaces import ModalitySpec
 from ami_agent.config import build, override
-from ami_agent.probing import metrics
+from ami_agent.probing import metrics, plot
 from ami_agent.probing.data import (
     MIN_POINTS,
     NUM_ENVS,
@@ -26,12 +28,16 @@ from ami_agent.probing.data import (
     reset_to_factors,
 )
 from ami_agent.probing.scorecard import (
-    DESCRIPTIONS,
+    MEASURES,
+    NO_BETTER,
+    Scorecard,
     compute_scorecard,
     energy_gradient,
+    measure_of,
     open_loop_error,
     task_gradient_overlap,
 )
+from ami_agent.viewer.drawing import pixels
 from modules.types import ConfigError, Rollout
 from modules.world_model.hjepa import HierarchicalJEPAConfig
 from tests.conftest import unexpected_query
@@ -272,6 +278,64 @@ def test_a_perturbation_that_fails_or_changes_the_kind_is_reported(tiny):
         compute_scorecard(agent, tiny, 0, {"cut": lambda obs: obs[..., 1:]})
 
 
+def card(**changes: object) -> Scorecard:
+    states = uniform(6, 3)
+    empty = Scorecard({}, {}, {}, states, states[:, :0], (), {}, uniform(6, 4))
+    return empty._replace(**changes)
+
+
+def test_measures_in_which_the_agent_is_worse_than_a_baseline_are_named():
+    metrics = {
+        "linear": {"agent": 0.9, "untrained": 0.1, "observation": 0.95},
+        "slowness": {"agent": 0.3, "untrained": 0.1, "observation": 0.299},  # lower is better
+        "sparsity": {"agent": 0.1, "untrained": 0.2, "observation": 0.3},  # neither is
+        "task_gradient_overlap": {"agent": 0.1, "untrained": 0.2},
+    }
+    perturbed = {"dim: follows": {"agent": 0.2, "untrained": 0.5, "observation": 0.1}}
+    assert card(metrics=metrics, perturbations=perturbed).remarks() == [
+        "worse than an untrained network: change in a step 0.3 (0.1), dim: equivariance 0.2 (0.5)",
+        "worse than the raw observation: linear probe 0.9 (0.95)",
+    ]
+    assert card(metrics={"sparsity": metrics["sparsity"]}).remarks() == []
+
+
+def test_a_prediction_that_is_no_better_than_no_change_is_called_that():
+    good, bad = {1: 0.2, 12: 0.4}, {3: 1.0, 6: NO_BETTER}
+    assert card(prediction_errors={"agent": good, "level 2": bad}).remarks() == [
+        "agent: the relative open-loop error is 0.2 at 1 and 0.4 at 12 steps ahead, and that of "
+        "predicting no change is 1",
+        "level 2 predicts no better than 'nothing changes': the relative open-loop error is 1 at 3 "
+        "and 0.95 at 6 steps ahead, and that of predicting no change is 1",
+    ]
+
+
+def test_tables_pictures_and_documentation_name_the_measures_alike(monkeypatch, tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "probing.md").read_text()
+    values = {"agent": 0.5, "untrained": 0.4, "observation": -3.0}
+    perturbations = {f"noise: {key}": values for key in ("stays", "follows")}
+    metrics = {key: values for key in MEASURES if key not in ("stays", "follows")}
+    found = card(
+        metrics=metrics, perturbations=perturbations, prediction_errors={"agent": {1: 0.2, 2: 0.3}}
+    )
+    figures: list[Figure] = []
+    monkeypatch.setattr(plot, "pixels", lambda figure: figures.append(figure) or pixels(figure))
+    plot.draw_scorecard(tmp_path / "probe.png", found, "run")
+    by_title = {axes.get_title(): axes for axes in figures[0].axes}
+    shown = [str(cell) for each in found.tables() for cell in each.columns[0].cells]
+    for key, measure in MEASURES.items():
+        assert f"| {measure.label} | {measure.unit} | {measure.better or 'neither'} |" in page
+        title = f"{measure.label} ({measure.direction})" if measure.better else measure.label
+        assert by_title[title].get_ylabel() == measure.unit
+        name = key if key in metrics else f"noise: {key}"
+        assert measure_of(name).label in shown
+    ahead = by_title["open-loop error (lower is better)"]
+    assert (ahead.get_xlabel(), ahead.get_ylabel()) == ("steps ahead", "relative error")
+    assert all(float(tick).is_integer() for tick in ahead.get_xticks())
+    assert by_title["states, coloured by cluster"].get_xlabel() == "first principal direction"
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == list(values)
+    assert found.figures()["gap"] == values  # the names in JSON stay as they are
+
+
 def test_tasks_of_different_drives_overlap_less_than_one_with_itself():
     config = recipes.forage()
     env = config.eval_env.build(1)
@@ -334,7 +398,7 @@ def test_a_scorecard_distinguishes_a_trained_agent_from_an_untrained_one(tiny):
     agent = build(config, env.spec, seed=3, device="cpu", num_envs=1, buffer_size=8).eval()
     found = compute_scorecard(agent, config, 0, load_perturbations("", agent.spec))
     metrics = found.metrics
-    assert set(metrics) == set(DESCRIPTIONS) - {
+    assert set(metrics) == set(MEASURES) - {
         "stays",
         "follows",
         "task_gradient_overlap",

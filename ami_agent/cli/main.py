@@ -371,7 +371,8 @@ def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
     figures = [(label, f"{value:.4g}") for label, value in metrics.items()]
     print_table(console, name, ["what", "figure"], figures)
     console.print(*scorecard.tables())
-    print_line(console, describe_collapse(metrics))
+    for line in (*scorecard.remarks(), describe_collapse(metrics)):
+        print_line(console, line)
     _run_all(
         lambda: args.write_results(flags.json, {**metrics, "scorecard": scorecard.figures()}),
         lambda: print_line(

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from math import sqrt
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from rich.table import Table
@@ -31,6 +31,11 @@ from modules.configurator import TaskSpec
 from modules.types import Observation, as_dict, tree_map
 
 MAX_PROJECTED = 256  # dimensions of larger observations' projection (Johnson & Lindenstrauss 1984)
+
+BASELINES = {"untrained": "an untrained network", "observation": "the raw observation"}
+MIN_DIFFERENCE = 0.02  # relative, of two figures of which one is called worse
+NO_BETTER = 0.95
+"""Relative error from which a prediction counts as no better than predicting no change."""
 
 EncoderFn: TypeAlias = Callable[[Observation], Tensor]
 """Observations `[N, *O]` -> their representation `[N, D]`."""
@@ -61,6 +66,29 @@ class Scorecard(NamedTuple):
             _table("under perturbations of the observations", self.perturbations),
         ]
 
+    def remarks(self) -> list[str]:
+        """Where the agent's states are worse than the baselines, and whether its predictions are no
+        better than predicting no change; a sentence each."""
+        remarks = []
+        for baseline, article in BASELINES.items():
+            worse = [
+                f"{measure_of(name).label} {values['agent']:.3g} ({values[baseline]:.3g})"
+                for name, values in {**self.metrics, **self.perturbations}.items()
+                if baseline in values and is_worse(name, values["agent"], values[baseline])
+            ]
+            if worse:
+                remarks.append(f"worse than {article}: {', '.join(worse)}")
+        for level, by_step in self.prediction_errors.items():
+            (first, error), *_ = steps = list(by_step.items())
+            last, last_error = steps[-1]
+            no_better = sum(by_step.values()) / len(by_step) >= NO_BETTER
+            opening = f"{level} predicts no better than 'nothing changes'" if no_better else level
+            remarks.append(
+                f"{opening}: the relative open-loop error is {error:.2g} at {first} and "
+                f"{last_error:.2g} at {last} steps ahead, and that of predicting no change is 1"
+            )
+        return remarks
+
     def figures(self) -> dict[str, Any]:
         """The metrics as plain data."""
         return {**self.metrics, **self.perturbations, "prediction_error": self.prediction_errors}
@@ -68,10 +96,11 @@ class Scorecard(NamedTuple):
 
 def _table(title: str, by_metric: Metrics) -> Table:
     encoders = list(next(iter(by_metric.values())))
-    rows = [
-        [name, *(values.get(e, "") for e in encoders), DESCRIPTIONS[name.rpartition(": ")[2]]]
-        for name, values in by_metric.items()
-    ]
+    rows = []
+    for name, values in by_metric.items():
+        measure = measure_of(name)
+        texts = filter(None, (measure.direction, measure.unit, measure.meaning))
+        rows.append([measure.label, *(values.get(e, "") for e in encoders), "; ".join(texts)])
     rendered = table(title, ["", *encoders, ""], rows)
     rendered.columns[-1].justify = "left"
     return rendered
@@ -160,22 +189,90 @@ def _by_metric(scores: Mapping[str, Mapping[str, float]]) -> Metrics:
     }
 
 
-DESCRIPTIONS = {
-    "linear": "variance of the true factors that a linear probe explains: 1 is all",
-    "neighbours": "the same by nearest neighbours; far above linear: encoded nonlinearly",
-    "smoothness": "rank correlation of distances between states and between factors",
-    "one factor": "effective rank of the states while one factor varies alone: 1 is a line",
-    "slowness": "squared change in a step over twice the variance: small is slow",
-    "sparsity": "Hoyer's measure: 0 all dimensions alike, 1 a single one active",
-    "dimensions": "effective rank of the states",
-    "groups": "how clearly states form clusters (silhouette): 1 clear, 0 none",
-    "disentanglement": "each dimension informs about one factor alone (DCI): 1 is all",
-    "completeness": "each factor is encoded in one dimension alone (DCI): 1 is all",
-    "gap": "mutual information gap of the best two dimensions for a factor (MIG)",
-    "task_gradient_overlap": "overlap of the tasks' energy gradients in the state: 1 same, 0 none",
-    "stays": "invariance: 1 the state is unchanged, 0 as far as a random other",
-    "follows": "equivariance: variance of the changed state that a linear map explains",
-}
+class Measure(NamedTuple):
+    """How a metric is called in tables, pictures and documentation."""
+
+    label: str
+    unit: str
+    better: Literal["higher", "lower", ""]  # the better direction; empty where neither is
+    meaning: str
+
+    @property
+    def direction(self) -> str:
+        """The better direction in words; empty where neither is."""
+        return f"{self.better} is better" if self.better else ""
+
+
+MEASURES: Mapping[str, Measure] = {
+    "linear": Measure(
+        "linear probe", "fraction of variance", "higher",
+        "variance of the true factors that a linear map of the states explains, at most 1",
+    ),
+    "neighbours": Measure(
+        "nearest neighbours", "fraction of variance", "higher",
+        "the same by nearest neighbours; far above: encoded nonlinearly",
+    ),
+    "smoothness": Measure(
+        "smoothness", "rank correlation", "higher",
+        "of distances between states and between factors, at most 1",
+    ),
+    "one factor": Measure(
+        "directions per factor", "effective rank", "lower",
+        "of the states while one factor varies alone: 1 is a line",
+    ),
+    "slowness": Measure(
+        "change in a step", "fraction of variance", "lower",
+        "squared change over twice the variance: 1 is that of random states",
+    ),
+    "sparsity": Measure(
+        "sparsity", "Hoyer's measure", "", "0 all dimensions alike, 1 a single one active",
+    ),
+    "dimensions": Measure(
+        "effective rank", "directions", "", "in which the states vary; near 1 they have collapsed",
+    ),
+    "groups": Measure(
+        "clusters", "silhouette", "", "how clearly states form clusters: 1 clear, 0 none",
+    ),
+    "disentanglement": Measure(
+        "disentanglement", "DCI", "higher",
+        "each dimension informs about one factor alone: 1 is all",
+    ),
+    "completeness": Measure(
+        "completeness", "DCI", "higher",
+        "each factor is encoded in one dimension alone: 1 is all",
+    ),
+    "gap": Measure(
+        "information gap", "MIG", "higher",
+        "mutual information with a factor: the best dimension's less the second best's",
+    ),
+    "task_gradient_overlap": Measure(
+        "overlap of tasks", "cosine", "",
+        "of the tasks' energy gradients in the state: 1 the same directions, 0 none",
+    ),
+    "stays": Measure(
+        "invariance", "1 - relative distance", "",
+        "1 the state is unchanged, 0 as far as a random other",
+    ),
+    "follows": Measure(
+        "equivariance", "fraction of variance", "higher",
+        "variance of the changed state that a linear map explains, at most 1",
+    ),
+}  # fmt: skip
+"""By the names of the metrics; of those under perturbations, by the part after the colon."""
+
+
+def is_worse(name: str, value: float, baseline: float) -> bool:
+    """Whether a value of a metric is worse than that of a baseline by more than rounding."""
+    better = MEASURES[name.rpartition(": ")[2]].better
+    gain = value - baseline if better == "higher" else baseline - value
+    return bool(better) and gain < -MIN_DIFFERENCE * max(abs(value), abs(baseline))
+
+
+def measure_of(name: str) -> Measure:
+    """The measure of a metric, which may be that under a perturbation, `noise: stays`."""
+    perturbation, colon, key = name.rpartition(": ")
+    measure = MEASURES[key]
+    return measure._replace(label=f"{perturbation}{colon}{measure.label}")
 
 
 def _score(

@@ -15,6 +15,7 @@ from ami_agent.adapters.env import EnvConfig, HasFactors
 from ami_agent.agent import Agent
 from ami_agent.probing.data import concat_obs, reset_to_factors
 from ami_agent.probing.probe import FactorProbe, fit_probe, states_of
+from ami_agent.probing.scorecard import NO_BETTER
 from ami_agent.viewer.camera import Camera, Pictures, render_error
 from ami_agent.viewer.record import RecordedEpisode, RecordedStep, critic_value
 from modules.configurator import TaskSpec
@@ -24,8 +25,6 @@ PLANE_GREY = 245  # grey level of the plane
 MARGIN = 0.1  # fraction of the plane that is left free on each side
 NUM_NEIGHBORS = 4  # reference states whose residuals correct a linear probe
 CHUNK_SIZE = 4096  # states that are read at once; their distances to all others take much memory
-NO_BETTER = 0.95
-"""Relative error from which a prediction counts as no better than predicting no change."""
 GRID_SIZE = 31  # positions along a side of a critic map
 
 
