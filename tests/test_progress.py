@@ -164,7 +164,7 @@ def test_an_evaluation_tells_the_progress_of_every_policy(agent, monkeypatch):
         return latency(*args)
 
     monkeypatch.setattr(evaluate, "latency", alone)
-    results = evaluate.evaluate_modes(agent, ENV, episodes=3, logger=lines)
+    results = evaluate.evaluate_modes(agent, ENV, episodes=3, progress=PolicyProgress(lines))
     assert results["plan"]["length"]["mean"] == ENDS_AT
     assert lines.lines[0] == f"evaluate, plan 3/{3 * LIMIT} at most episodes done 0"
     assert lines.lines[5:7] == [
@@ -179,8 +179,8 @@ def test_an_evaluation_tells_the_progress_of_every_policy(agent, monkeypatch):
 def test_a_policy_whose_episodes_were_recorded_expects_them_to_last_as_long(agent):
     lines = Lines()
     found = record_episodes(
-        agent, ENV, None, EpisodeSelection(episodes=5, mode="both"), lines,
-        recorded_steps={"plan": 9.5},
+        agent, ENV, None, 
+        EpisodeSelection(episodes=5, mode="both", recorded_steps={"plan": 9.5}), lines,
     )  # fmt: skip
     list(found)
     plan = [line for line in lines.lines if line.startswith("act, plan")]

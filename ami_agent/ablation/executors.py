@@ -25,6 +25,7 @@ from rich.console import Console
 
 from ami_agent.config import Config
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED, evaluate_modes
+from ami_agent.evaluation.progress import PolicyProgress
 from ami_agent.interrupt import SHUTDOWN_TIMEOUT, handled, isolate_worker, terminate
 from ami_agent.logger import RunLogger
 from ami_agent.resources import num_cores
@@ -108,7 +109,9 @@ def run_job(job: Job, console: Console) -> JobResult:
             first = FIRST_EVAL_SEED + 10_000 * job.seed
             env, episodes = job.config.eval_env, job.episodes
             with run_dir.threads_of(job.out):
-                found = evaluate_modes(agent, env, episodes=episodes, seed=first, logger=logger)
+                found = evaluate_modes(
+                    agent, env, episodes=episodes, seed=first, progress=PolicyProgress(logger)
+                )
             metrics = {mode: {"recipe": job.config.recipe, **row} for mode, row in found.items()}
             run_dir.write_json(job.out / "eval.json", metrics)
     except NotWritten as error:  # the metrics are known all the same

@@ -22,6 +22,7 @@ from ami_agent.config import Config, override
 from ami_agent.data.ogbench import make_ogbench
 from ami_agent.evaluation.evaluate import evaluate_modes, evaluate_policies
 from ami_agent.evaluation.intervals import format_percent
+from ami_agent.evaluation.progress import PolicyProgress
 from ami_agent.logger import ConsoleLogger, RunLogger, print_line, print_table
 from ami_agent.recipes.ogbench import NUM_TASKS, ogbench
 from ami_agent.storage import files
@@ -117,7 +118,11 @@ class SuiteComparison(CommandFlags):
                     resume=(folder / "config.json").exists(), logger=logger,
                 )  # fmt: skip
                 return evaluate_modes(
-                    agent, config.eval_env, modes=tuple(MODES), episodes=episodes, logger=logger
+                    agent,
+                    config.eval_env,
+                    modes=tuple(MODES),
+                    episodes=episodes,
+                    progress=PolicyProgress(logger),
                 )
 
         path = folder / f"suite-{self.episodes}.json"

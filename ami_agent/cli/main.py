@@ -32,6 +32,7 @@ from ami_agent.cli.data import data_command
 from ami_agent.config import Config, override
 from ami_agent.custom import allow_components, needs_files
 from ami_agent.evaluation.evaluate import evaluate_modes, table_rows
+from ami_agent.evaluation.progress import PolicyProgress
 from ami_agent.interrupt import Interrupted, handled, terminate
 from ami_agent.logger import ConsoleLogger, RunLogger, one_line, print_line, print_table
 from ami_agent.probing.data import load_perturbations
@@ -191,9 +192,10 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
         logger.info(_describe_evaluation("both modes", flags.episodes))
         with run_dir.threads_of(out), _naming_trained(out):
             env_config = flags.config.eval_env
+            recorded_steps = run_dir.recorded_steps(out, flags.config, env_config)
             by_mode = evaluate_modes(
-                agent, env_config, episodes=flags.episodes, logger=logger,
-                recorded_steps=run_dir.recorded_steps(out, flags.config, env_config),
+                agent, env_config, episodes=flags.episodes,
+                progress=PolicyProgress(logger, recorded_steps),
             )  # fmt: skip
         results = {mode: {"recipe": name, **metrics} for mode, metrics in by_mode.items()}
         print_table(console, title, *table_rows(results))
@@ -244,8 +246,11 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     print_line(console, _describe_evaluation(f"mode {flags.mode}", flags.episodes))
     by_mode = evaluate_modes(
         agent, env_config, modes=(flags.mode,), task=flags.task, episodes=flags.episodes,
-        seed=flags.seed, logger=ConsoleLogger(console),
-        recorded_steps=run_dir.recorded_steps(Path(name), config, env_config, flags.task),
+        seed=flags.seed,
+        progress=PolicyProgress(
+            ConsoleLogger(console),
+            run_dir.recorded_steps(Path(name), config, env_config, flags.task),
+        ),
     )  # fmt: skip
     results = {"recipe": config.recipe, **by_mode[flags.mode]}
     title = " ".join(filter(None, (env_config.id, env_config.variant, results["task"])))
@@ -281,7 +286,8 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     flags, config, agent = _load(name, args.ShowFlags(), argv, "ami show DIR", console)
     env_config = _eval_env_config(config, flags.env, flags.variant)
     options: dict[str, Any] = {"mode": flags.mode, "seed": flags.seed, "episodes": flags.episodes}
-    selection = EpisodeSelection(task=flags.task, **options)
+    recorded_steps = run_dir.recorded_steps(Path(name), config, env_config, flags.task)
+    selection = EpisodeSelection(task=flags.task, recorded_steps=recorded_steps, **options)
     if flags.live:
         recorded = show_live(
             agent, env_config, console, selection, port=flags.port,
@@ -298,7 +304,6 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     page = show(
         agent, env_config, Path(flags.out or folder), selection,
         logger=ConsoleLogger(console), mp4=flags.mp4,
-        recorded_steps=run_dir.recorded_steps(Path(name), config, env_config, flags.task),
     )  # fmt: skip
     print_line(console, f"open {page}")
     args.write_results(flags.json, {"page": str(page), **options})

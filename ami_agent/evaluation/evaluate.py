@@ -29,7 +29,7 @@ from ami_agent.arguments import check_count, check_is
 from ami_agent.config import Config
 from ami_agent.evaluation import policies
 from ami_agent.evaluation.intervals import Estimate, format_percent, mean, rate
-from ami_agent.evaluation.progress import NOTHING_RECORDED, EpisodeProgress, PolicyProgress
+from ami_agent.evaluation.progress import EpisodeProgress, PolicyProgress
 from ami_agent.logger import Logger, format_number
 from ami_agent.training.base import StageRun
 from modules.configurator import TaskSpec
@@ -166,14 +166,21 @@ def evaluate(
     return by_mode[mode]
 
 
+class EpisodeChoice(NamedTuple):
+    """The episodes of an evaluation: of a task, the first one if empty; episode i has seed + i."""
+
+    task: str = ""
+    episodes: int = 100
+    seed: int = FIRST_EVAL_SEED
+
+
 def evaluate_modes(
     agent: Agent, env: EnvConfig | str, *, modes: Sequence[str] = ("plan", "react"),
-    task: str = "", episodes: int = 100, seed: int = FIRST_EVAL_SEED,
-    logger: Logger | None = None, recorded_steps: Mapping[str, float] = NOTHING_RECORDED,
+    progress: PolicyProgress | None = None, **choice: Any,
 ) -> dict[str, Results]:  # fmt: skip
     """The results of each mode, of random actions and of the oracle where there is one, on the same
-    episodes. `logger` gets the progress; `recorded_steps`: steps of an episode by mode, where they
-    are known, for the time left."""
+    episodes. `choice`: the fields of `EpisodeChoice`."""
+    task, episodes, seed = EpisodeChoice(**choice)
     check_is("agent", agent, Agent)
     check_is("env", env, EnvConfig, str)
     check_count("episodes", episodes, 1)
@@ -188,7 +195,7 @@ def evaluate_modes(
         check_same_spaces(agent.spec, env_adapter.spec, config)
         signals = env_adapter.spec.interoception
     by_mode, planning = {}, {}
-    progress = PolicyProgress(logger or Logger(), recorded_steps)
+    progress = progress or PolicyProgress(Logger())
     for mode in modes:
         by_mode[mode], planning[mode] = _evaluate_mode(agent.eval(), mode, parts, progress)
     by_baseline = baselines(parts, progress)

@@ -5,7 +5,6 @@ them where it is also `Renderable` and `HasFactors`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import numpy as np
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.agent import Agent
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
-from ami_agent.evaluation.progress import NOTHING_RECORDED
 from ami_agent.logger import Logger
 from ami_agent.storage.files import write_bytes
 from ami_agent.viewer import drawing, page
@@ -34,12 +32,10 @@ MAX_DRAWN_STEPS = 200  # by `draw_episode`, at most: training waits for it
 def show(
     agent: Agent, config: EnvConfig, out: Path, selection: EpisodeSelection, *,
     logger: Logger | None = None, mp4: bool = False,
-    recorded_steps: Mapping[str, float] = NOTHING_RECORDED,
 ) -> Path:  # fmt: skip
     """Writes the selected episodes into `out`: `episode-0.gif` and `episode-0.png`, ..., and
     `index.html`, whose path is returned; in several modes `episode-0-plan.gif` and
-    `episode-0-react.gif`, .... `mp4` writes mp4 files beside the GIFs. `recorded_steps`: those of
-    earlier episodes by mode, for the time left.
+    `episode-0-react.gif`, .... `mp4` writes mp4 files beside the GIFs.
 
     Raises ConfigError for an unknown mode, an unusable `out`, or where ffmpeg is missing."""
     logger = logger or Logger()
@@ -53,9 +49,7 @@ def show(
     config = config.for_task(task_spec)
     factory = make_projector_factory(agent, config, selection.seed, task_spec, logger.info)
     seed_records = []
-    recorded = record_episodes(
-        agent, config, factory.camera, selection, logger, recorded_steps=recorded_steps
-    )
+    recorded = record_episodes(agent, config, factory.camera, selection, logger)
     for number, by_mode in enumerate(recorded):
         projector = factory.fit(by_mode)
         # the same in every mode

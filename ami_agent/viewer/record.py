@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeAlias
@@ -17,7 +17,7 @@ from ami_agent.adapters.env import EnvAdapter, EnvConfig, check_same_spaces, rol
 from ami_agent.agent import Agent
 from ami_agent.evaluation.evaluate import OutcomeTracker
 from ami_agent.evaluation.policies import EpisodeStart, TaskTracker
-from ami_agent.evaluation.progress import NOTHING_RECORDED, EpisodeProgress, PolicyProgress
+from ami_agent.evaluation.progress import EpisodeProgress, PolicyProgress
 from ami_agent.logger import Logger
 from ami_agent.probing.data import factors_of
 from ami_agent.viewer.camera import Camera, Pictures
@@ -127,6 +127,8 @@ class EpisodeSelection:
     seed: int = 0
     max_steps: int | None = None
     """Steps after which episodes are cut off."""
+    recorded_steps: Mapping[str, float] = field(default_factory=dict)
+    """Steps of earlier episodes by mode, for the time left."""
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -144,14 +146,13 @@ StepCallback: TypeAlias = Callable[[Sequence[RecordedEpisode]], None]
 def record_episodes(
     agent: Agent, config: EnvConfig, camera: Camera | None, selection: EpisodeSelection,
     logger: Logger, callback: StepCallback | None = None,
-    recorded_steps: Mapping[str, float] = NOTHING_RECORDED,
 ) -> Iterator[tuple[RecordedEpisode, ...]]:  # fmt: skip
     """The selected episodes, one after the other, each in every mode. `callback` is called at every
     step; with one, only the last step of an episode is kept. Without a camera no picture is
-    recorded. `recorded_steps`: those of earlier episodes by mode, for the time left."""
+    recorded."""
     agent.eval()
     task_spec = agent.task_spec(selection.task)
-    progress = PolicyProgress(logger, recorded_steps, "act")
+    progress = PolicyProgress(logger, selection.recorded_steps, "act")
 
     def record_batch(mode: str, env: EnvAdapter, first: int) -> list[RecordedEpisode]:
         check_same_spaces(agent.spec, env.spec, config)
