@@ -210,7 +210,7 @@ def test_a_death_while_an_agent_is_timed_or_recorded_ends_nothing(tiny, tmp_path
     agent = ami.train(tiny, out=tmp_path / "run")
     for name in (
         "ami_agent.evaluation.evaluate.latency",
-        "ami_agent.viewer.record._episode_length",
+        "ami_agent.viewer.record._Recorder",
     ):
         module, _, function = name.rpartition(".")
         find, deaths = getattr(sys.modules[module], function), ["worker 0 died"]
