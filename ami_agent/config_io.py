@@ -576,8 +576,12 @@ PLAIN_MESSAGES = {
         r"\1 needs pairs, each a name and a value"
     ),
     r"^Error parsing (--\S+)": r"\1",
-    r"^Missing value for argument '(--\S+)'\. Expected 1 values\.$": r"\1 needs a value",
-    r"^Missing value for argument '(--\S+)'\. Expected (\d+) values\.$": r"\1 needs \2 values",
+    r"^Missing value for argument '(?:\(')?(--[\w.-]+)(?:',\))?'\. Expected 1 values\.$": (
+        r"\1 needs a value"
+    ),
+    r"^Missing value for argument '(?:\(')?(--[\w.-]+)(?:',\))?'\. Expected (\d+) values\.$": (
+        r"\1 needs \2 values"
+    ),
     r"^invalid choice (.*) for argument '(--\S+)'\. Expected one of \((.*)\)\.$": (
         r"\2 is \1; choose one of \3"
     ),

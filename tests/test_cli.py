@@ -60,16 +60,16 @@ def own(run, tmp_path) -> Path:
         (["eval", "x", "--mode", "fast"], "--mode is 'fast'; choose one of 'react', 'plan', "),
         (["data", "inspect", "x", "--keys", "a"], "--data.keys needs pairs, each a name and a"),
         (
-            ["train", "two-rooms", "--env.id", "CartPole-v1"],
-            "is made for ami/TwoRooms-v0, and ami train gym --env.id CartPole-v1 trains in any",
+            ["train", "two-rooms", "--env.id", "Pendulum-v1"],
+            "is made for ami/TwoRooms-v0, and ami train gym --env.id Pendulum-v1 trains in any",
         ),
         (
-            ["ablate", "two-rooms", "--env.id", "CartPole-v1", "--without", "drives"],
+            ["ablate", "two-rooms", "--env.id", "Pendulum-v1", "--without", "drives"],
             "changes nothing in two-rooms; it has",
         ),
         (
-            ["ablate", "two-rooms", "--env.id", "CartPole-v1", "--without", "policy"],
-            "is made for ami/TwoRooms-v0, and ami train gym --env.id CartPole-v1 trains in any",
+            ["ablate", "two-rooms", "--env.id", "Pendulum-v1", "--without", "policy"],
+            "is made for ami/TwoRooms-v0, and ami train gym --env.id Pendulum-v1 trains in any",
         ),
         (["train", "two-rooms", "--planner.horizn", "3"], "perhaps you meant --planner.horizon"),
         (["train", "two-rooms", "--planner.horizon", "far"], "--planner.horizon"),
