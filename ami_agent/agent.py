@@ -163,7 +163,7 @@ class Agent(nn.Module):
                 f"the {label} is {', '.join(given)}; it must be a batch of "
                 f"{self.spec.describe_obs()}"
             )
-        return tensors.get("obs", tensors)
+        return tensors if isinstance(obs, Mapping) else tensors["obs"]
 
     def encode(self, obs: Observation, modality_weights: ModalityWeights | None = None) -> Tensor:
         """Observations `[B, *O]` -> states `[B, D]`, as at the beginning of an episode."""

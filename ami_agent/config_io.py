@@ -354,7 +354,7 @@ def _parse(default: Any, argv: Sequence[str], program: str, **kwargs: Any) -> An
 
 def _check_once(argv: Sequence[str]) -> None:
     """Raises ConfigError for a flag that is given twice, since only the last would count, and for
-    one without a name, or with blanks in it, which may be of a kind that nobody sees."""
+    one without a name, or with blanks in it, of which some kinds are invisible."""
     names = [arg.partition("=")[0] for arg in argv if arg[:2] == "--"]
     for name in names:
         if name == "--":

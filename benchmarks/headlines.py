@@ -33,7 +33,7 @@ from ami_agent import components, config_io
 from ami_agent.ablation.variants import load_configs
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.bench.baselines import SB3Comparison
-from ami_agent.bench.suites import SuiteComparison
+from ami_agent.bench.suites import MODES, SuiteComparison
 from ami_agent.config import override
 from ami_agent.evaluation.intervals import rate
 from ami_agent.logger import print_line
@@ -46,7 +46,6 @@ README = ROOT / "README.md"
 GOLDEN = ROOT / "tests" / "golden.json"
 BEGIN, END = "<!-- headlines: written by benchmarks/headlines.py -->", "<!-- end of headlines -->"
 POINT_MAZES = {"giant": "pointmaze-giant-navigate", "teleport": "pointmaze-teleport-navigate"}
-MODES = {"plan": "Mode-2", "react": "Mode-1"}
 
 
 class Figure(NamedTuple):
@@ -328,10 +327,11 @@ def main() -> None:
         parser.error(f"there is no {', '.join(unknown)}; names are {', '.join(HEADLINES)}")
     records = run_dir.read_json(RECORDS)
     for name in [] if flags.table else flags.names or HEADLINES:
-        folder = ROOT / "runs" / "headlines" / commit() / name
+        at = commit()
+        folder = ROOT / "runs" / "headlines" / at / name
         study = HEADLINES[name].study(folder, flags.seeds, flags.episodes, console)
         date = datetime.now(timezone.utc).date().isoformat()
-        records[name] = {"commit": commit(), "date": date, **measure(name, study)}
+        records[name] = {"commit": at, "date": date, **measure(name, study)}
         run_dir.write_json(RECORDS, records)
         README.write_text(with_table(README.read_text(), records))
     README.write_text(with_table(README.read_text(), records))

@@ -12,7 +12,7 @@ A state is always flat, `[..., D]`: an encoder and a dynamics model of feature m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import lru_cache
 from typing import (
     Annotated,
     Any,
@@ -137,7 +137,7 @@ class Settings:
         validate_ranges(self, **ranges)
 
 
-@cache
+@lru_cache(maxsize=1024)  # the classes that each parse of flags makes are not kept for ever
 def annotated_ranges(kind: type) -> dict[str, Range]:
     """The ranges that the fields of a class are annotated with, by name; a field that a subclass
     declares anew keeps its range."""

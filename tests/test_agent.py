@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvAdapter, rollout
+from ami_agent.adapters.spaces import ModalitySpec
 from ami_agent.agent import Agent, Controller
 from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.evaluation import policies
@@ -431,3 +433,10 @@ def test_a_plan_for_one_env_does_not_depend_on_the_number_of_others(tiny):
             [controller.act(obs[env_ids]).actions[-1 if env_ids == [3] else 3] for _ in range(7)]
         )
     torch.testing.assert_close(plans[0], plans[1], atol=1e-4, rtol=0)
+
+
+def test_a_part_that_is_called_obs_does_not_take_the_place_of_all_parts():
+    modalities = {"obs": ModalitySpec((3,)), "goal": ModalitySpec((2,))}
+    reader = SimpleNamespace(spec=SimpleNamespace(modalities=modalities), device="cpu")
+    given = {"obs": torch.zeros(1, 3), "goal": torch.ones(1, 2)}
+    assert Agent.to_tensors(reader, "goal", given).keys() == given.keys()
