@@ -21,13 +21,15 @@ from modules.actor.policy import (
 )
 from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraphConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
-from modules.cost.cost import GoalCriticConfig, IntrinsicCostConfig, ValueCriticsConfig
-from modules.cost.quasimetric import (
+from modules.cost.cost import IntrinsicCostConfig
+from modules.cost.goal_critic import (
     ConvQuasimetricConfig,
     FourierQuasimetricConfig,
     GlimpseQuasimetricConfig,
+    GoalCriticConfig,
     QuasimetricConfig,
 )
+from modules.cost.value_critics import ValueCriticsConfig
 from modules.memory.short_term import AttentionMemoryConfig, GRUMemoryConfig
 from modules.nets import GlimpseConfig
 from modules.perception.image import (

@@ -16,7 +16,7 @@ from ami_agent import components, training
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.adapters.spaces import ModalitySpec
 from ami_agent.agent import Agent
-from ami_agent.custom import build_component, check_custom, require_attributes
+from ami_agent.user_components import build_component, check_custom, require_attributes
 from modules.actor.planning import RolloutEvaluator
 from modules.actor.policy import (
     BallActions,
@@ -27,7 +27,9 @@ from modules.actor.policy import (
     ReactiveActor,
 )
 from modules.configurator import TaskSpec
-from modules.cost.cost import Cost, Drives, GoalCritic, InteroceptiveCost
+from modules.cost.cost import Cost
+from modules.cost.drives import Drives, InteroceptiveCost
+from modules.cost.goal_critic import GoalCritic
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import ReferenceObservations, ShortTermMemory
 from modules.perception.image import Encoder

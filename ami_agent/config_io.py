@@ -1,35 +1,23 @@
-"""Settings as JSON and as flags of the command line."""
+"""Settings as JSON, and the classes that each field of them may hold."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 import types
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from copy import copy
-from dataclasses import field, fields, is_dataclass, make_dataclass
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
 from functools import cache, partial
 from math import isfinite
-from operator import attrgetter
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import cattrs
 import cattrs.v
-import docstring_parser
-import tyro
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, make_mapping_structure_fn
 from cattrs.preconf.json import make_converter
 
-from ami_agent.adapters.make import UnparsedOptions, join_option_flags, parse_options
-from ami_agent.config import STAGES, Config, override
-from ami_agent.custom import MissingImport, class_name, component_class, component_path
-from ami_agent.training import Stage
-from modules.types import BadSetting, ConfigError, shorten
-
-AnySettings = TypeVar("AnySettings")
+from ami_agent.config import Config
+from ami_agent.user_components import MissingImport, class_name, component_class, component_path
+from modules.types import ConfigError, shorten
 
 
 @cache
@@ -250,352 +238,21 @@ def component_of(path: str, name: str) -> Any:
         raise ConfigError(
             f"{path} may be {', '.join(choices)}, or a class of your own, MODULE.CLASS"
         )
-    return _defaults_of(kind)
+    return defaults_of(kind)
 
 
-def _defaults_of(kind: type) -> Any:
+def defaults_of(kind: type) -> Any:
     try:
         return kind()
     except Exception as error:  # code of the user's own may fail anywhere
         raise ConfigError(f"{class_name(kind)} has no default settings: {error}") from None
 
 
-def choose_components(
-    config: Config, argv: Sequence[str], keep: bool = False
-) -> tuple[Config, list[str]]:
-    """Flags that name the class of a component, `--planner CEM` or `--perception
-    my_encoder.MyEncoderConfig`, and `--intrinsic.NAME CLASS` for a further intrinsic cost. Returns
-    the settings with these, and the other flags, which are then those of the new classes. `keep`:
-    a component that is of that class already keeps its settings, in place of the defaults."""
-    _check_once(argv)
-    paths = {flag_of(path): path for path in component_choices()}
-    left: list[str] = []
-    waiting = list(argv)
-    while waiting:
-        flag, equals, value = waiting.pop(0).partition("=")
-        is_intrinsic = flag.startswith("--intrinsic.")
-        if flag not in paths and not is_intrinsic:
-            left.append(f"{flag}{equals}{value}")
-            continue
-        if not equals:
-            if not waiting or waiting[0].startswith("--"):
-                raise ConfigError(f"{flag} needs the name of a class")
-            value = waiting.pop(0)
-        try:
-            if is_intrinsic:
-                name = flag.removeprefix("--intrinsic.").replace("-", "_")
-                changed = override(config, _intrinsic(config, name, value))
-                before, after = (c.cost.intrinsic.get(name) for c in (config, changed))
-                names_class = "." not in name
-            else:
-                path, names_class = paths[flag], True
-                changed = override(config, {path: component_of(path, value)})
-                before, after = map(attrgetter(path), (config, changed))
-            if not (keep and names_class and type(before) is type(after)):
-                config = changed
-        except ConfigError as error:
-            raise ConfigError(f"{flag} {value}: {error}") from None
-    return config, left
-
-
-def _intrinsic(config: Config, name: str, value: str) -> dict[str, Any]:
-    """The change of `--intrinsic.NAME CLASS`, or of `--intrinsic.NAME.FIELD NUMBER`."""
-    if "." not in name:
-        settings = _defaults_of(component_class(value))
-        return {"cost.intrinsic": {**config.cost.intrinsic, name: settings}}
-    try:
-        return {f"cost.intrinsic.{name}": float(value)}
-    except ValueError:
-        raise ConfigError("it must be a number") from None
+UNPREFIXED_FIELDS = ("memory", "cost", "actor", "stages")
+"""Fields of Config of which the flags have no prefix."""
 
 
 def flag_of(path: str) -> str:
     """A setting on the command line: `actor.planner.horizon` -> `--planner.horizon`."""
     first, _, rest = path.partition(".")
     return "--" + (rest if first in UNPREFIXED_FIELDS and rest else path).replace("_", "-")
-
-
-def parse(default: AnySettings, argv: Sequence[str], program: str) -> AnySettings:
-    """Flags replace fields of `default`, a dataclass, with the classes that it has there. Raises
-    ConfigError with one line for an unknown flag or an unusable value."""
-    return _to_original_class(_parse(default, argv, program), default, "--")
-
-
-def parse_known(
-    default: AnySettings, argv: Sequence[str], program: str
-) -> tuple[AnySettings, list[str]]:
-    """The same, and the flags that are not of `default`, `--help` among them."""
-    help_flags = [arg for arg in argv if arg in ("-h", "--help")]
-    other_flags = [arg for arg in argv if arg not in help_flags]
-    if help_flags:
-        with contextlib.suppress(SystemExit):
-            _parse(default, help_flags, program)
-    found, rest = _parse(default, other_flags, program, return_unknown_args=True)
-    return _to_original_class(found, default, "--"), [*rest, *help_flags]
-
-
-def _parse(default: Any, argv: Sequence[str], program: str, **kwargs: Any) -> Any:
-    argv = join_option_flags(argv)
-    _check_once(argv)
-    stdout, stderr = io.StringIO(), io.StringIO()
-    flags = (tyro.conf.FlagCreatePairsOff,)
-    try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            is_help = not {"-h", "--help"}.isdisjoint(argv)
-            kind = _concrete_class(default, with_help=is_help)
-            return tyro.cli(kind, args=list(argv), prog=program, config=flags, **kwargs)
-    except SystemExit as stop:
-        if stop.code:
-            message = _parser_message(stderr.getvalue() or stdout.getvalue())
-            raise ConfigError(message + _meant_flag(message, argv, default)) from None
-        print(_tuned_first(stdout.getvalue(), default), end="")  # --help
-        raise
-
-
-def _check_once(argv: Sequence[str]) -> None:
-    """Raises ConfigError for a flag that is given twice, since only the last would count, and for
-    one without a name, or with blanks in it, of which some kinds are invisible."""
-    names = [arg.partition("=")[0] for arg in argv if arg[:2] == "--"]
-    for name in names:
-        if name == "--":
-            raise ConfigError("'--' is not a flag: a flag has a name after it")
-        if not name.isprintable() or any(map(str.isspace, name)):
-            raise ConfigError(f"{name!r} is not a flag: the name of a flag has no blanks")
-    flags = Counter(name.replace("_", "-") for name in names)
-    for flag, count in flags.items():
-        if count > 1:
-            raise ConfigError(f"{flag} is given {count} times; give it once, with all its values")
-
-
-def _tuned_first(text: str, default: Any) -> str:
-    """The help with the flags of the training stages, which users set most often, behind those of
-    the environment."""
-    config = vars(default).get("config")
-    if not isinstance(config, Config):
-        return text
-    head, *sections = re.split(r"(?m)^(?= \S.*options *$)", text)
-    stages = tuple(f" {name.replace('_', '-')}" for name in config.stages)
-
-    def rank(section: str) -> int:
-        first = (" options", " env options", *stages)
-        return next((i for i, start in enumerate(first) if section.startswith(start)), len(first))
-
-    return head + "".join(sorted(sections, key=rank))
-
-
-def _help_of(kind: type) -> dict[str, str]:
-    """The docstrings of the fields of a dataclass, each on one line: the parser would keep the ends
-    of their lines."""
-    found = {}
-    for base in filter(is_dataclass, reversed(kind.__mro__)):
-        with contextlib.suppress(OSError, TypeError):  # a class without a source
-            for param in docstring_parser.parse_from_object(base).params:
-                found[param.arg_name] = " ".join((param.description or "").split())
-    return found
-
-
-def _concrete_class(default: Any, hidden: Collection[str] = (), with_help: bool = False) -> Any:
-    """A subclass of the dataclass of `default` whose fields have just the classes they have there;
-    flags for unions of dataclasses would otherwise become subcommands. `hidden`: fields that get no
-    flag, `name` or, within a field, `name.inner`."""
-    kind, concrete_fields = type(default), []
-    if isinstance(default, Stage):
-        hidden = {*hidden, *default.overridden_settings}
-    help_texts = _help_of(kind) if with_help else {}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        value = getattr(default, name)
-        if name == "stages" and isinstance(default, Config):
-            value, hint = _as_dataclass(value), Annotated[hint, UNPREFIXED]
-        if is_dataclass(value):
-            inner = {h.partition(".")[2] for h in hidden if h.startswith(f"{name}.")}
-            concrete = _concrete_class(value, inner, with_help)
-            metadata = hint.__metadata__ if get_origin(hint) is Annotated else ()
-            marked = tuple([concrete, *metadata])  # Python 3.10 has no star in an index
-            hint = Annotated[marked] if metadata else concrete
-            concrete_fields.append((name, hint, field(default_factory=concrete)))
-        else:
-            if value is None and any(map(is_dataclass, get_args(hint))):
-                hint = None  # a component that is left out
-            if name in hidden or not _has_flag(value, hint):
-                hint = Annotated[hint, tyro.conf.Suppress]
-            if text := help_texts.get(name):
-                hint = Annotated[hint, tyro.conf.arg(help=text)]
-            concrete_fields.append((name, hint, field(default_factory=partial(copy, value))))
-    return make_dataclass(
-        kind.__name__, concrete_fields, bases=(kind,), frozen=True, kw_only=True,
-        namespace={"__post_init__": _unchecked},
-    )  # fmt: skip
-
-
-def _has_flag(value: Any, hint: Any) -> bool:
-    """Whether a field that is no dataclass has a flag: there are none within a mapping, nor of a
-    component that is left out."""
-    is_left_out = value is None and (hint is None or any(map(is_dataclass, get_args(hint))))
-    is_mapping = isinstance(value, dict) and any(map(is_dataclass, value.values()))
-    return not (is_left_out or is_mapping)
-
-
-def _flags(settings: Any, path: str = "--") -> Iterator[str]:
-    """The flags of these settings, those without effect included."""
-    for name, hint in get_type_hints(type(settings), include_extras=True).items():
-        value = getattr(settings, name)
-        if name == "stages" and isinstance(settings, Config):
-            yield from _flags(_as_dataclass(value), path)
-        elif is_dataclass(value):
-            flag = _flag_name(name, hint)
-            yield from _flags(value, f"{path}{flag}." if flag else path)
-        elif _has_flag(value, hint):
-            yield f"{path}{_flag_name(name, hint)}"
-
-
-def _overridden_flags(default: Any) -> dict[str, str]:
-    """The flags that stages leave out, as they would have no effect, each with the one that decides
-    in its place."""
-    configs = [part for part in (default, *vars(default).values()) if isinstance(part, Config)]
-    return {
-        flag_of(f"{name}.{setting}"): flag_of(f"{name}.{decisive}")
-        for config in configs
-        for name, stage in config.stages.items()
-        for setting, decisive in stage.overridden_settings.items()
-    }
-
-
-UNPREFIXED = tyro.conf.arg(name="")  # the flags of a stage begin with its name
-UNPREFIXED_FIELDS = ("memory", "cost", "actor", "stages")
-"""Fields of Config of which the flags have no prefix."""
-
-
-def _as_dataclass(stages: Mapping[str, Any]) -> Any:
-    """The stages as fields of a dataclass, each of its own class, so that each has flags."""
-    stage_fields = [(name, type(stage)) for name, stage in stages.items()]
-    return make_dataclass("Stages", stage_fields, frozen=True, kw_only=True)(**stages)
-
-
-def _unchecked(settings: Any) -> None:
-    """Values are checked in `_to_original_class`, where it is known which flag they come from."""
-
-
-def _to_original_class(found: Any, default: Any, path: str) -> Any:
-    """The same values in the class of `default`, whose flags begin with `path`; ConfigError,
-    which names the flag, for values that this class refuses."""
-    values = {}
-    hints = get_type_hints(type(default), include_extras=True)
-    for name in (each.name for each in fields(default)):
-        value, before = getattr(found, name), getattr(default, name)
-        if name == "stages" and isinstance(default, Config):
-            stages = _to_original_class(value, _as_dataclass(before), path)
-            value = {stage: getattr(stages, stage) for stage in before}
-        elif is_dataclass(before):
-            flag = _flag_name(name, hints[name])
-            value = _to_original_class(value, before, f"{path}{flag}." if flag else path)
-        elif isinstance(value, UnparsedOptions):
-            try:
-                value = parse_options(value, before)
-            except ConfigError as error:
-                flag = _flag_name(name, hints[name])
-                raise ConfigError(f"{path}{flag}: {error}") from None
-        values[name] = value
-    try:
-        return type(default)(**values)
-    except BadSetting as error:
-        name, _, rest = error.name.partition(" ")  # a key of a dict follows its name
-        flag = _flag_name(name, hints.get(name)) + f" {rest}".rstrip()
-        raise BadSetting(f"{path}{flag}", error.value, error.expected) from None
-    except ConfigError as error:
-        where = f"{path.rstrip('.')}: " if path.strip("-") else ""
-        raise ConfigError(f"{where}{error}") from None
-
-
-def _flag_name(name: str, hint: Any) -> str:
-    metadata = hint.__metadata__ if get_origin(hint) is Annotated else ()
-    given = [mark.name for mark in metadata if isinstance(getattr(mark, "name", None), str)]
-    return given[0] if given else name.replace("_", "-")
-
-
-RENAMED_FLAGS = {
-    "--curve": "--eval-every-stage",
-    "--keep-memory": "--keep-replay-buffer",
-    "--changes": "--perturbations",
-    "--who": "--algorithms",
-    "--env.limit": "--env.max-episode-steps",
-    "--env.repeat": "--env.action-repeat",
-    "--env.stack": "--env.frame-stack",
-    "--env.vector": "--env.vectorization-mode",
-    "--hierarchy.": "--subgoals.",
-    "--futures.": "--risk.",
-    "--temper.": "--stuck-recovery.",
-    "--critic.": "--goal-critic.",
-    "--foresight.": "--value-critics.",
-    "--recall.": "--short-term.",
-    "--auto.": "--adaptive.",
-    **{f"--{old}.": f"--{stage.replace('_', '-')}." for stage, old in STAGES.items()},
-}
-"""Flags of version 0.1, or how they begin, and what they are called now."""
-
-
-MAX_MEANT, MIN_SIMILARITY = 3, 0.86
-"""Flags that a message names as probably meant, and how alike a single one is, at least."""
-
-
-def _meant_flag(message: str, argv: Sequence[str], default: Any) -> str:
-    """What replaces an old flag among these, or one without effect, and what was probably meant by
-    one that is not known, as the end of a message."""
-    overridden = _overridden_flags(default)
-    for arg in argv:
-        flag = arg.partition("=")[0]
-        if by := overridden.get(flag.replace("_", "-")):
-            return f" ({flag} has no effect: {by} decides it)"
-        for old, new in RENAMED_FLAGS.items():
-            if flag == old or (old.endswith(".") and flag.startswith(old)):
-                return f" ({flag} is called {new}{'...' if new.endswith('.') else ''} now)"
-    unknown = re.match(r"Unrecognized options: (--[^\s,=]+)", message)
-    if not unknown:
-        return ""
-    name = unknown[1].replace("_", "-").removeprefix("--")
-    flags = [flag for flag in _flags(default) if flag not in overridden]
-    ends = [flag for flag in flags if flag.endswith(f".{name}")]
-    meant = sorted(ends, key=lambda flag: flag.count("."))[:MAX_MEANT]
-    meant = meant or get_close_matches(f"--{name}", flags, 1, MIN_SIMILARITY)
-    return f" (perhaps you meant {' or '.join(meant)}?)" if meant else ""
-
-
-PLAIN_MESSAGES = {
-    r"^Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)": (
-        r"\1 is \2; it must be a whole number"
-    ),
-    r"^Error parsing (--\S+): could not convert string to float: (.*)": (
-        r"\1 is \2; it must be a number"
-    ),
-    r"^Error parsing (--\S+): no type matching \{None\}\|INT .* from \[(.*)\]\.$": (
-        r"\1 is \2; it must be a whole number"
-    ),
-    r"^Error parsing (--\S+): no type matching \{None\}\|FLOAT .* from \[(.*)\]\.$": (
-        r"\1 is \2; it must be a number"
-    ),
-    r"^Error parsing (--\S+): Failed to parse key-value pairs!$": (
-        r"\1 needs pairs, each a name and a value"
-    ),
-    r"^Error parsing (--\S+)": r"\1",
-    r"^Missing value for argument '(?:\(')?(--[\w.-]+)(?:',\))?'\. Expected 1 values\.$": (
-        r"\1 needs a value"
-    ),
-    r"^Missing value for argument '(?:\(')?(--[\w.-]+)(?:',\))?'\. Expected (\d+) values\.$": (
-        r"\1 needs \2 values"
-    ),
-    r"^invalid choice (.*) for argument '(--\S+)'\. Expected one of \((.*)\)\.$": (
-        r"\2 is \1; choose one of \3"
-    ),
-    r"^Unrecognized options:[ ,]*$": "an empty argument, '', belongs to no flag",
-}
-"""Messages of the parser, and the same without Python's names."""
-
-
-def _parser_message(box: str) -> str:
-    """The error of the parser without its frame."""
-    bare = re.sub(r"[\u2500-\u257f]+|-{3,}", "\n", box)
-    paragraphs = re.split(r"\n\s*\n", re.sub(r"[ \t]+", " ", bare))
-    lines = [" ".join(p.split()) for p in paragraphs]
-    _, message, *_ = [*filter(None, lines), "", ""]  # below a title that says the same
-    for pattern, plain in PLAIN_MESSAGES.items():
-        message = re.sub(pattern, plain, message)
-    return message

@@ -19,16 +19,16 @@ from ami_agent import config_io
 from ami_agent.adapters.env import check_same_spaces
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.agent import Agent
-from ami_agent.arguments import check_count, check_device, check_is, check_path
+from ami_agent.argument_checks import check_count, check_device, check_is, check_path
 from ami_agent.config import STAGES, Config, buffer_steps, build
 from ami_agent.evaluation.evaluate import evaluation_metrics
 from ami_agent.interrupt import Interrupted, deferred, keyboard_interrupts
 from ami_agent.logger import Logger, RunLogger
+from ami_agent.memory_estimate import describe_buffer, is_in_file
 from ami_agent.probing.probe import describe_collapse, make_probe
-from ami_agent.sizing import describe_buffer, is_in_file
 from ami_agent.storage import checkpoint, run_dir
 from ami_agent.storage.files import NotWritten, clean, locked, one_line_errors, remove_folder
-from ami_agent.storage.mapped import MappedStorage
+from ami_agent.storage.memory_map import MappedStorage
 from ami_agent.storage.replay_files import Chunks, buffer_head, num_recorded
 from ami_agent.storage.run_dir import apply_new_settings, check_resumable
 from ami_agent.training import Stage, StageRun, distributed

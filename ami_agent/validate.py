@@ -9,8 +9,8 @@ from dataclasses import replace
 from ami_agent import config_io
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec, check_same_spaces
 from ami_agent.config import Config
-from ami_agent.custom import class_name
-from ami_agent.sizing import check_size
+from ami_agent.memory_estimate import check_size
+from ami_agent.user_components import class_name
 from modules.types import ConfigError
 
 

@@ -28,7 +28,7 @@ from rich.console import Console
 import ami_agent as ami
 from ami_agent.agent import Agent
 from ami_agent.logger import table
-from ami_agent.storage.mapped import MappedStorage
+from ami_agent.storage.memory_map import MappedStorage
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.types import Trajectory
 

@@ -48,12 +48,12 @@ from ami_agent.ablation.stats import (
 )
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.agent import Agent
-from ami_agent.cli.args import setting_help
+from ami_agent.cli.command_flags import setting_help
 from ami_agent.config import override
-from ami_agent.custom import class_name
 from ami_agent.storage.run_dir import last_metrics
 from ami_agent.training import CollectRandom, OfflineActorCritic
 from ami_agent.training.optim import OptimConfig
+from ami_agent.user_components import class_name
 from ami_agent.validate import check_stages
 from modules.types import ConfigError
 from tests.conftest import error_line

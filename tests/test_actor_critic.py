@@ -23,7 +23,7 @@ from ami_agent.training.critics import lambda_returns
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.risk import ScenarioCVaR
 from modules.actor.policy import MAX_ALTERNATIVES, OneHotActions
-from modules.cost.cost import Drives, InteroceptiveCost
+from modules.cost.drives import Drives, InteroceptiveCost
 from modules.memory.short_term import GRUMemoryConfig
 from modules.types import ConfigError, Rollout
 from modules.world_model.latents import SparseLatentConfig

@@ -22,7 +22,7 @@ BELOW = ("modules.types", "modules.compiled", "modules.nets")
 ABOVE = {
     "modules.world_model.hjepa": (
         "modules.actor.policy", "modules.actor.planning", "modules.actor.subgoals.base",
-        "modules.cost.quasimetric",
+        "modules.cost.goal_critic",
     ),
 }  # fmt: skip
 """The levels above the lowest plan in their own states, and measure distances there."""

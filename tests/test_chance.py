@@ -19,21 +19,21 @@ from ami_agent.config import build, override
 from ami_agent.train import train
 from ami_agent.training import SelectLandmarks, TrainQuasimetric
 from ami_agent.training.base import encode_buffer
-from ami_agent.training.chance import ChanceDetector, chance_threshold, replace_chance
+from ami_agent.training.chance_steps import ChanceDetector, chance_threshold, replace_chance
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.risk import cvar_weights
 from modules.actor.subgoals import LandmarkGraphConfig
-from modules.actor.subgoals.chance import (
+from modules.actor.subgoals.edges import Edges, bellman_ford, follow_nodes, shortest_paths
+from modules.actor.subgoals.landmark_graph import RecordedChance
+from modules.actor.subgoals.stochastic_edges import (
     ChanceEvents,
     Halves,
     ShortestEdges,
     StochasticPaths,
     estimate_events,
 )
-from modules.actor.subgoals.edges import Edges, bellman_ford, follow_nodes, shortest_paths
-from modules.actor.subgoals.landmark_graph import RecordedChance
 from modules.configurator import Task
-from modules.cost.quasimetric import QuasimetricConfig
+from modules.cost.goal_critic import QuasimetricConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.types import ConfigError, QuasimetricFns, Trajectory
 from modules.world_model.jepa import Step

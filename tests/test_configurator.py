@@ -17,10 +17,8 @@ from ami_agent.agent import Agent
 from ami_agent.config import Config, build, override
 from ami_agent.evaluation.policies import EpisodeStart, TaskTracker
 from modules.configurator import ConfiguratorConfig, Task, TaskSpec
-from modules.cost.cost import (
-    GoalCriticConfig,
-    ValueCriticsConfig,
-)
+from modules.cost.goal_critic import GoalCriticConfig
+from modules.cost.value_critics import ValueCriticsConfig
 from modules.memory.short_term import GRUMemoryConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.types import ConfigError

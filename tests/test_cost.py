@@ -23,23 +23,21 @@ from modules.actor.planning import RolloutEvaluator
 from modules.actor.policy import BoxActions
 from modules.cost.cost import (
     CONSTRAINT_PENALTY,
-    DRIVES,
     Cost,
-    Drives,
-    GoalCritic,
-    InteroceptiveCost,
-    ValueCritics,
     boredom,
     control_cost,
     goal_distance,
-    no_goal_critic,
     soft_nearest,
 )
-from modules.cost.quasimetric import (
+from modules.cost.drives import DRIVES, Drives, InteroceptiveCost
+from modules.cost.goal_critic import (
     ConvQuasimetricConfig,
+    GoalCritic,
     Quasimetric,
     QuasimetricConfig,
+    no_goal_critic,
 )
+from modules.cost.value_critics import ValueCritics
 from modules.types import ConfigError, CostFn, Rollout, TaskContext
 from modules.world_model.jepa import Ensemble, EnsembleConfig, NoEnsemble
 from tests.conftest import make_context, stepwise

@@ -18,7 +18,7 @@ from ami_agent.cli.main import main
 from ami_agent.config import override
 from ami_agent.data import convert as conversion
 from ami_agent.data.convert import convert
-from ami_agent.data.draw import has_one_scale
+from ami_agent.data.plot import has_one_scale
 from ami_agent.data.reader import open_recording
 from ami_agent.data.recording import Recording
 from ami_agent.logger import ConsoleLogger, Logger

@@ -15,10 +15,21 @@ import gymnasium
 import pytest
 
 import ami_agent
-from ami_agent import ablation, config_io
+from ami_agent import ablation
 from ami_agent.ablation import load_configs
 from ami_agent.bench import BENCHMARKS
-from ami_agent.cli import args
+from ami_agent.cli import config_flags
+from ami_agent.cli.command_flags import (
+    TRAIN_ALIASES,
+    AblateFlags,
+    EnvFlags,
+    EvalFlags,
+    ProbeFlags,
+    ShowFlags,
+    StudyFlags,
+    TrainFlags,
+    resolve_aliases,
+)
 from ami_agent.cli.data import COMMANDS as DATA_COMMANDS
 from ami_agent.cli.main import COMMANDS
 from ami_agent.evaluation.evaluate import table_rows
@@ -130,50 +141,54 @@ def test_a_command_of_the_documentation_has_the_flags_that_it_shows(command, mon
     check = {
         "train": check_train, "ablate": check_ablate, "bench": check_bench, "data": check_data,
     }  # fmt: skip
-    flags = {"eval": args.EvalFlags, "show": args.ShowFlags, "probe": args.ProbeFlags}
+    flags = {
+        "eval": EvalFlags,
+        "show": ShowFlags,
+        "probe": ProbeFlags,
+    }
     if name in check:
         check[name](target, rest)
     elif name in flags:
-        config_io.parse(flags[name](), args.resolve_aliases(rest), "ami")
+        config_flags.parse(flags[name](), resolve_aliases(rest), "ami")
     else:
         pytest.fail(f"no command {name}")
 
 
 def check_train(name: str, flags: list[str]) -> None:
-    flags = args.resolve_aliases(flags, args.TRAIN_ALIASES)
+    flags = resolve_aliases(flags, TRAIN_ALIASES)
     if name in ("goals", "ogbench"):  # one recipe; that of OGBench needs the package and data
-        _, flags = config_io.parse_known(args.EnvFlags(env=DEFAULT_ENV), flags, "ami")
+        _, flags = config_flags.parse_known(EnvFlags(env=DEFAULT_ENV), flags, "ami")
         name = "goals"
     name = {"gymnasium-robotics": "gym"}.get(name, name)
     if name != "gym":
-        config, flags = config_io.choose_components(recipe(name), flags)
-        config_io.parse(args.TrainFlags(config=config), flags, "ami")
+        config, flags = config_flags.choose_components(recipe(name), flags)
+        config_flags.parse(TrainFlags(config=config), flags, "ami")
         return
-    parsed, rest = config_io.parse_known(args.EnvFlags(env=DEFAULT_ENV), flags, "ami")
+    parsed, rest = config_flags.parse_known(EnvFlags(env=DEFAULT_ENV), flags, "ami")
     if parsed.data != NO_DATASET:  # the recipe then has OfflineActorCritic, but needs the data
         updates = rest.index("--actor-critic.updates") if "--actor-critic.updates" in rest else 0
         assert hasattr(OfflineActorCritic(), "updates")
         rest = rest[:updates] + rest[updates + 2 :]
-    config_io.parse(args.TrainFlags(config=recipe("gym")), rest, "ami")
+    config_flags.parse(TrainFlags(config=recipe("gym")), rest, "ami")
 
 
 def check_ablate(name: str, flags: list[str]) -> None:
     if ".py:" in name:
-        config_io.parse(args.StudyFlags(), flags, "ami")
+        config_flags.parse(StudyFlags(), flags, "ami")
         load_configs(name)
         return
-    parsed = config_io.parse(args.AblateFlags(config=recipe(name)), flags, "ami")
+    parsed = config_flags.parse(AblateFlags(config=recipe(name)), flags, "ami")
     ablation.variants(parsed.config, parsed.without, parsed.swap)
 
 
 def check_bench(name: str, flags: list[str]) -> None:
     assert name in BENCHMARKS
-    config_io.parse(BENCHMARKS[name], flags, "ami")
+    config_flags.parse(BENCHMARKS[name], flags, "ami")
 
 
 def check_data(name: str, flags: list[str]) -> None:
     command = DATA_COMMANDS[name]
-    config_io.parse(command.flags, flags[len(command.names) :], "ami")
+    config_flags.parse(command.flags, flags[len(command.names) :], "ami")
 
 
 @pytest.mark.parametrize("command", commands("python"))

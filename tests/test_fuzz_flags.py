@@ -22,8 +22,8 @@ import ami_agent.cli.main as cli
 from ami_agent import config_io, viewer
 from ami_agent.ablation.executors import ProcessPool, Ray, Serial
 from ami_agent.bench import BENCHMARKS
+from ami_agent.cli.config_flags import RENAMED_FLAGS
 from ami_agent.config import override
-from ami_agent.config_io import RENAMED_FLAGS
 from ami_agent.logger import one_line
 from ami_agent.storage import run_dir
 from ami_agent.viewer import live
@@ -181,6 +181,7 @@ def command_lines(draw: Any) -> list[str]:
 @example(["train", " "])
 @example(["eval", "run", "--compile"])
 @example(["ablate", "forage", "--\xa0"])
+@example(["train", "two-rooms", "--=-1"])
 def test_a_command_line_is_executed_or_refused_in_one_line(argv):
     found = answer(*argv)
     event(f"{argv[0] if argv[0] in SUBJECTS else 'other'} {found.code}")

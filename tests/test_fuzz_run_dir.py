@@ -263,6 +263,22 @@ def test_a_run_folder_is_read_or_refused_in_one_line(made, command, seed):
         assert re.search(rf"{run.parts[0]}|environment '", found.error)
 
 
+@pytest.mark.parametrize("value", ["x", -1, True, None, [], 2.5])
+@pytest.mark.parametrize(
+    ("file", "name"), [("manifest.json", run_dir.CHANGED), ("memory/metadata.json", "stage_index")]
+)
+def test_a_value_of_another_kind_is_refused_in_one_line(made, file, name, value):
+    """Also where the metadata are signed again."""
+    path = folder_for("resume finished", made) / file
+    data = json.loads(path.read_text())
+    part = data.get("metadata", data)
+    path.write_text(json.dumps({**data, "metadata": {**part, name: value}, name: value}))
+    damage.signed(path.parent)
+    found = answer(*COMMANDS["resume finished"])
+    assert found.code == (2 if value != [] or name == "stage_index" else 0)
+    assert value == [] or "finished" in found.error
+
+
 def test_an_error_does_not_quote_a_whole_file(made):
     run = folder_for("eval react", made)
     spaces = json.loads((run / "spaces.json").read_text())

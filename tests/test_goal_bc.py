@@ -17,7 +17,7 @@ from ami_agent.training.optim import OptimConfig
 from ami_agent.validate import check_stages
 from modules.actor.policy import BoxActions, PolicyConfig
 from modules.configurator import TaskSpec
-from modules.cost.quasimetric import FourierQuasimetricConfig
+from modules.cost.goal_critic import FourierQuasimetricConfig
 from modules.types import ConfigError
 from tests.conftest import small
 

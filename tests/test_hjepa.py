@@ -20,7 +20,7 @@ from ami_agent.training.hierarchy import LevelWindow, hjepa_level_loss
 from ami_agent.validate import check_stages
 from modules.actor.planning.risk import ScenarioCVaR
 from modules.configurator import Task
-from modules.cost.quasimetric import QuasimetricConfig
+from modules.cost.goal_critic import QuasimetricConfig
 from modules.types import ConfigError, Plan, PlannerCarry, QuasimetricFns
 from modules.world_model.dynamics import MLPDynamicsConfig
 from modules.world_model.hjepa import (

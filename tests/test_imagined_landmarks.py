@@ -17,7 +17,7 @@ from modules.actor.policy import StuckPerturbationConfig
 from modules.actor.subgoals import ImaginedLandmarkGraph, ImaginedLandmarkGraphConfig
 from modules.actor.subgoals.edges import bellman_ford, distance_penalty
 from modules.configurator import Task
-from modules.cost.quasimetric import GlimpseQuasimetricConfig
+from modules.cost.goal_critic import GlimpseQuasimetricConfig
 from modules.nets import POSITION_SCALE, GlimpseConfig
 from modules.perception.image import KeypointMapEncoder, KeypointMapEncoderConfig
 from modules.types import ConfigError, QuasimetricFns

@@ -25,7 +25,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 import ami_agent as ami
-from ami_agent import resources
+from ami_agent import hardware
 from ami_agent.adapters.env import EnvConfig, behaviour_policy, rollout
 from ami_agent.adapters.fault_tolerance import EnvCreationError, EnvError, EnvResetError, WorkerDied
 from ami_agent.adapters.imports import import_path
@@ -33,7 +33,7 @@ from ami_agent.cli.main import main
 from ami_agent.config import override
 from ami_agent.evaluation.evaluate import run_many
 from ami_agent.evaluation.policies import make_random_policy
-from ami_agent.resources import num_cores
+from ami_agent.hardware import num_cores
 from ami_agent.storage.checkpoint import checkpoints
 from ami_agent.storage.run_dir import check_same
 from ami_agent.training import CollectRandom
@@ -482,8 +482,8 @@ def test_a_file_s_folder_comes_last_on_the_path(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
 def test_the_cores_of_a_container_are_those_of_its_control_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(resources, "CGROUPS", tmp_path)
-    monkeypatch.setattr(resources.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(hardware, "CGROUPS", tmp_path)
+    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda _: set(range(8)))
     assert num_cores() == 8
     for quota, left in (("300000 100000", 3), ("50000 100000", 1), ("max 100000", 8)):
         (tmp_path / "cpu.max").write_text(f"{quota}\n")

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.bench import suites
-from ami_agent.bench.ogbench import PUBLISHED, PUBLISHED_LEARNERS, reference_policies
+from ami_agent.bench.ogbench_references import PUBLISHED, PUBLISHED_LEARNERS, reference_policies
 from ami_agent.cli.main import main
 from ami_agent.data import ogbench as data
 from ami_agent.data.ogbench import make_ogbench, point_maze_data

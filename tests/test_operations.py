@@ -19,7 +19,7 @@ from ami_agent.storage import run_dir
 from modules import nets
 from modules.actor.policy import BallActions, BoxActions, PolicyConfig
 from modules.cost.cost import goal_distance
-from modules.cost.quasimetric import ConvQuasimetricConfig, Quasimetric, QuasimetricConfig
+from modules.cost.goal_critic import ConvQuasimetricConfig, Quasimetric, QuasimetricConfig
 from modules.types import EvaluatedRollouts, Rollout, TaskContext
 from modules.world_model.dynamics import FEW_FUTURES, ConvDynamicsConfig, MLPDynamicsConfig
 from modules.world_model.jepa import WorldModel, WorldModelConfig

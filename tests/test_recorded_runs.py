@@ -15,11 +15,11 @@ import torch
 from gymnasium import spaces
 
 import ami_agent as ami
-from ami_agent import sizing
+from ami_agent import memory_estimate
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import Config, override
-from ami_agent.storage import checkpoint, mapped, run_dir
-from ami_agent.storage.mapped import MappedStorage
+from ami_agent.storage import checkpoint, memory_map, run_dir
+from ami_agent.storage.memory_map import MappedStorage
 from ami_agent.train import Trainer
 from ami_agent.training import LoadDataset, OnlineActorCritic
 from ami_agent.training.base import encode_buffer
@@ -176,12 +176,12 @@ def test_data_that_take_half_of_the_memory_lie_in_a_file(path, monkeypatch):
     config = config_of(path)
     with closing(config.env.build(1)) as env:
         spec = env.spec
-    assert not sizing.is_in_file(config, spec)
-    size = sizing.buffer_size(config, spec)
-    monkeypatch.setattr(sizing, "available_memory", lambda: 2 * size - 1)
-    assert sizing.is_in_file(config, spec)
-    assert sizing.describe_buffer(config, spec).endswith(", in a file")
-    assert not sizing.is_in_file(config_of(path, in_memory="yes"), spec)
+    assert not memory_estimate.is_in_file(config, spec)
+    size = memory_estimate.buffer_size(config, spec)
+    monkeypatch.setattr(memory_estimate, "available_memory", lambda: 2 * size - 1)
+    assert memory_estimate.is_in_file(config, spec)
+    assert memory_estimate.describe_buffer(config, spec).endswith(", in a file")
+    assert not memory_estimate.is_in_file(config_of(path, in_memory="yes"), spec)
 
 
 def test_a_full_disk_is_reported_before_anything_is_trained(path, tmp_path, monkeypatch, capsys):
@@ -200,7 +200,7 @@ def test_a_full_disk_is_reported_before_anything_is_trained(path, tmp_path, monk
 @pytest.mark.parametrize("advice", [True, False])
 def test_a_mapped_buffer_holds_the_windows_of_one_in_memory(advice, tmp_path, monkeypatch):
     if not advice:  # another kernel, or one that does not allow it
-        monkeypatch.setattr(mapped, "PROCESS_MADVISE", 10**6)
+        monkeypatch.setattr(memory_map, "PROCESS_MADVISE", 10**6)
     from tests.test_replay_buffer import random_steps
 
     steps = [step for step, _ in zip(random_steps(3, num_envs=2), range(90), strict=False)]

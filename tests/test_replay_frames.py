@@ -16,7 +16,7 @@ from torch import Tensor
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig, behaviour_policy, rollout
 from ami_agent.config import override
-from ami_agent.sizing import buffer_size, describe_buffer
+from ami_agent.memory_estimate import buffer_size, describe_buffer
 from ami_agent.train import train
 from ami_agent.training import CollectRandom
 from modules.memory.replay_buffer import OBS_ONLY, Parts, ReplayBuffer

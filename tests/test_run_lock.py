@@ -230,15 +230,15 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import ami_agent as ami
 import ami_agent.cli.main as cli
-from ami_agent.cli import args
+from ami_agent.cli import command_flags
 from tests.kills import child, line
-written = args.write_json
+written = command_flags.write_json
 def full(path, data, follow_links):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
     written(path, data, follow_links)
 run = sys.argv[2]
 ami.train(line(), out=run)
-args.write_json = full
+command_flags.write_json = full
 sys.exit(cli.main(["eval", run, "--episodes", "1", "--mode", "react", "--json", run + "/e.json"]))
 """
 

@@ -13,19 +13,20 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-import ami_agent.cli.args as flags
-from ami_agent import config_io, recipes, resources
+import ami_agent.cli.command_flags as flags
+from ami_agent import config_io, hardware, recipes
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.bench import BENCHMARKS
-from ami_agent.cli.args import EnvFlags, TrainFlags
+from ami_agent.cli import config_flags
+from ami_agent.cli.command_flags import EnvFlags, TrainFlags
 from ami_agent.config import Config
-from ami_agent.resources import (
+from ami_agent.hardware import (
     allocation_failure,
     available_memory,
     check_memory,
     missing_operation,
 )
-from ami_agent.sizing import check_size
+from ami_agent.memory_estimate import check_size
 from ami_agent.training.actor_critic import ActorCriticStage
 from ami_agent.training.optim import OptimConfig
 from ami_agent.validate import check_stages
@@ -154,7 +155,7 @@ def test_a_task_has_bounds_too():
 
 
 def parsed(*words: str) -> dict[str, Any]:
-    found, rest = config_io.parse_known(
+    found, rest = config_flags.parse_known(
         EnvFlags(env=EnvConfig(id="x", options={"old": 1})), ["--env.options", *words], "test"
     )
     assert rest == []
@@ -188,17 +189,17 @@ def test_options_stand_beside_those_of_the_recipe_unless_these_are_taken_away():
 def test_an_option_may_have_a_flag_of_its_own():
     default = EnvFlags(env=EnvConfig(id="x", options={"old": 1}))
     argv = ["--env.options.new", "2", "--env.options.old=3", "--env.id", "y"]
-    found = config_io.parse(default, argv, "test").env
+    found = config_flags.parse(default, argv, "test").env
     assert (found.id, found.options) == ("y", {"old": 3, "new": 2})
 
 
 def test_the_value_of_such_a_flag_is_never_another_flag():
     default = EnvFlags(env=EnvConfig(id="x"))
-    found = config_io.parse(default, ["--env.options.a=", "--env.id", "y"], "test").env
+    found = config_flags.parse(default, ["--env.options.a=", "--env.id", "y"], "test").env
     assert (found.id, found.options) == ("y", {"a": ""})
     for rest in (["--env.id", "y"], []):
         with pytest.raises(ConfigError, match=r"--env\.options\.a needs a value"):
-            config_io.parse(default, ["--env.options.a", *rest], "test")
+            config_flags.parse(default, ["--env.options.a", *rest], "test")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_options_that_mean_nothing_are_refused_in_one_line(words, message):
 def test_a_flag_is_spelled_in_a_message_as_on_the_command_line():
     default = EnvFlags(env=EnvConfig(id="x"))
     with pytest.raises(ConfigError, match=r"^--env\.reset-options: 'task_id' has no value"):
-        config_io.parse(default, ["--env.reset-options", "task_id"], "test")
+        config_flags.parse(default, ["--env.reset-options", "task_id"], "test")
 
 
 def test_options_are_the_same_after_saving():
@@ -266,7 +267,7 @@ LARGE = [
 def test_a_size_beyond_memory_is_refused_before_it_is_allocated(
     flag, value, message, capsys, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(resources, "available_memory", lambda: 2 * 2**30)
+    monkeypatch.setattr(hardware, "available_memory", lambda: 2 * 2**30)
     line = error_line(capsys, "train", "two-rooms", "--out", tmp_path / "run", flag, value)
     assert message in line
     assert "of memory are free: make --" in line
@@ -327,7 +328,7 @@ def numeric_flags(name: str) -> list[str]:
 def tried(name: str, changes: list[tuple[str, str]]) -> None:
     """What `ami train` does before it builds anything; it must raise nothing but ConfigError."""
     words = [word for change in changes for word in change]
-    found = config_io.parse(TrainFlags(config=recipes.recipe(name)), words, f"ami train {name}")
+    found = config_flags.parse(TrainFlags(config=recipes.recipe(name)), words, f"ami train {name}")
     config_io.to_json(found.config)
     check_stages(found.config)
     check_size(found.config, SPECS[name]())

@@ -8,7 +8,7 @@ import pytest
 
 import ami_agent as ami
 from ami_agent.ablation.variants import load_configs, study_question
-from ami_agent.cli.args import setting_help
+from ami_agent.cli.command_flags import setting_help
 from ami_agent.config import override
 from ami_agent.config_io import differences, to_json
 from ami_agent.train import check

@@ -24,8 +24,7 @@ from ami_agent.training.hierarchy import LevelWindow, hjepa_level_loss, valid_ma
 from ami_agent.training.jepa import JEPALoss, unroll_loss
 from ami_agent.training.optim import OptimConfig
 from ami_agent.viewer.camera import Camera
-from modules.cost.cost import GoalCriticConfig
-from modules.cost.quasimetric import QuasimetricConfig
+from modules.cost.goal_critic import GoalCriticConfig, QuasimetricConfig
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import GRUMemory, GRUMemoryConfig, ShortTermMemory
 from modules.types import Trajectory, Transition, as_dict

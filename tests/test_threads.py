@@ -24,7 +24,7 @@ import ami_agent.cli.main as cli
 from ami_agent.ablation import executors
 from ami_agent.ablation.executors import Job, ProcessPool, Ray
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.cli import args
+from ami_agent.cli import command_flags
 from ami_agent.config import override
 from ami_agent.logger import Logger
 from ami_agent.storage import run_dir
@@ -45,7 +45,7 @@ def _one_thread_afterwards():
 
 @pytest.fixture
 def two_cores(monkeypatch):
-    monkeypatch.setattr(args, "num_cores", lambda: 2)
+    monkeypatch.setattr(command_flags, "num_cores", lambda: 2)
 
 
 # --- on import

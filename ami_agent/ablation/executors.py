@@ -26,9 +26,9 @@ from rich.console import Console
 from ami_agent.config import Config
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED, evaluate_modes
 from ami_agent.evaluation.progress import PolicyProgress
+from ami_agent.hardware import num_cores
 from ami_agent.interrupt import SHUTDOWN_TIMEOUT, handled, isolate_worker, terminate
 from ami_agent.logger import RunLogger
-from ami_agent.resources import num_cores
 from ami_agent.storage import run_dir
 from ami_agent.storage.files import NotWritten, is_number, open_regular
 from ami_agent.train import train

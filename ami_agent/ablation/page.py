@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ami_agent.ablation.stats import Difference, Measure, format_interval, interquartile_mean
 from ami_agent.ablation.study import ALL_COLUMNS, MODE_NAMES, MODES, Study, spectrum, table_rows
-from ami_agent.cli.args import setting_help
+from ami_agent.cli.command_flags import setting_help
 from ami_agent.config import Config
 from ami_agent.storage.files import write_bytes, write_text
 from ami_agent.training.optim import OptimConfig

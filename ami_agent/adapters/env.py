@@ -48,7 +48,7 @@ from ami_agent.adapters.make import (
 from ami_agent.adapters.observations import ignored_fields, interface_to
 from ami_agent.adapters.spaces import Interface, Layout, OutOfBounds, check_numbers, read_obs
 from ami_agent.adapters.vector_env import fill_missing, read_table, reported
-from ami_agent.resources import num_cores
+from ami_agent.hardware import num_cores
 from modules.configurator import TaskSpec
 from modules.types import CONTINUE, STEPS, ConfigError, Observation, Transition, validate_ranges
 

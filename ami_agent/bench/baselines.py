@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,18 +15,19 @@ from rich.console import Console
 from ami_agent import config_io
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.bench import sb3
+from ami_agent.bench.cache import measured_once
 from ami_agent.bench.sb3 import Curve
-from ami_agent.cli.args import CommandFlags, Device, device, with_absolute_imports
+from ami_agent.cli.command_flags import CommandFlags, Device, resolve_device, with_absolute_imports
 from ami_agent.config import Config, override
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED, run_many
 from ami_agent.evaluation.policies import make_random_policy
 from ami_agent.logger import RunLogger, format_number, print_line, print_table
 from ami_agent.recipes.gym import gym
-from ami_agent.storage import files, run_dir
+from ami_agent.storage import files
 from ami_agent.train import train
 from ami_agent.training import OnlineActorCritic
 from modules.actor.policy import OneHotActions
-from modules.types import EPISODES, STEPS, ConfigError
+from modules.types import EPISODES, STEPS
 
 Algorithm = Literal["random", "ami", "sac", "td3", "ppo", "dqn", "her"]
 
@@ -110,7 +111,7 @@ class SB3Comparison(CommandFlags):
             print_line(console, f"{name}: {algorithm}")
             trial = Trial(
                 config, algorithm, *budgets.get(algorithm, baseline_budget), self.episodes,
-                device(self.device), budget.updates_per_step,
+                resolve_device(self.device), budget.updates_per_step,
             )  # fmt: skip
             curves[algorithm] = [trial.curve(folder, seed, console) for seed in range(self.seeds)]
         return {"solved_at": budget.solved_at, "curves": curves}
@@ -201,27 +202,6 @@ class Trial:
         rows = files.read_metrics(run / "metrics.jsonl", "eval/")
         points: list[Any] = [[row.get(name) for name in CURVE_FIELDS] for row in rows]
         return [(int(point[0]), point[1], point[2]) for point in points if _is_point(point)]
-
-
-def measured_once(
-    path: Path, settings: Any, name: str, measure: Callable[[], Any],
-    is_valid: Callable[[Any], bool] = lambda found: isinstance(found, dict),
-) -> Any:  # fmt: skip
-    """What `measure` returns, which is kept; ConfigError where the kept file holds nothing valid of
-    this name, or was measured with other settings than these."""
-    if not path.exists():
-        found = measure()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        run_dir.write_json(path, {"settings": settings, name: found})
-    stored = run_dir.read_json(path)
-    found = stored.get(name) if isinstance(stored, dict) else None
-    if not is_valid(found):
-        raise ConfigError(f"{path} holds no {name}: remove it, and it is measured again")
-    if differing := config_io.differences(stored.get("settings", settings), settings):
-        raise ConfigError(
-            f"{path} was measured with other settings, {differing[0]}: choose another --out"
-        )
-    return found
 
 
 CURVE_FIELDS = ("env_steps", "return", "seconds")

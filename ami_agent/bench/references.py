@@ -21,7 +21,7 @@ from ami_agent.adapters.env import EnvAdapter, EnvConfig
 from ami_agent.agent import Agent
 from ami_agent.bench import sb3
 from ami_agent.bench.speed import EnvSpeed, measure_rates
-from ami_agent.cli.args import CommandFlags, check_file_path
+from ami_agent.cli.command_flags import CommandFlags, check_file_path
 from ami_agent.components import CEMConfig, MPPIConfig
 from ami_agent.config import buffer_steps, build, override
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ami_agent.adapters.env import EnvAdapter, EnvConfig
 from ami_agent.agent import Agent
-from ami_agent.cli.args import CommandFlags, Mode, device, with_absolute_imports
+from ami_agent.cli.command_flags import CommandFlags, Mode, resolve_device, with_absolute_imports
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
 from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory
 from ami_agent.logger import print_line, print_table
@@ -168,7 +168,7 @@ class PlanningSpeed(CommandFlags):
         """By mode and number of environments, the actions per second on each device."""
         folder = Path(self.run)
         config = run_dir.config_of(folder, self.imports, self.trust)
-        devices = dict.fromkeys(["cpu", device("auto")])
+        devices = dict.fromkeys(["cpu", resolve_device("auto")])
         agents = {name: run_dir.load(folder, name, config) for name in devices}
         if self.compile:
             print_line(console, "the first plans take a minute or more: the planner is compiled")

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from ami_agent import config_io
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.bench import ogbench as point_mazes
-from ami_agent.bench.baselines import measured_once
-from ami_agent.bench.ogbench import reference_policies
-from ami_agent.cli.args import CommandFlags, Device, device
+from ami_agent.bench import ogbench_references as point_mazes
+from ami_agent.bench.cache import measured_once
+from ami_agent.bench.ogbench_references import reference_policies
+from ami_agent.cli.command_flags import CommandFlags, Device, resolve_device
 from ami_agent.config import Config, override
 from ami_agent.data.ogbench import make_ogbench
 from ami_agent.evaluation.evaluate import evaluate_modes, evaluate_policies
@@ -114,7 +114,7 @@ class SuiteComparison(CommandFlags):
             print_line(console, f"{dataset}, seed {seed}")
             with files.locked(folder), closing(RunLogger(folder, console)) as logger:
                 agent = train(
-                    config, out=folder, seed=seed, device=device(self.device),
+                    config, out=folder, seed=seed, device=resolve_device(self.device),
                     resume=(folder / "config.json").exists(), logger=logger,
                 )  # fmt: skip
                 return evaluate_modes(

@@ -10,7 +10,13 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 import tyro
 from rich.console import Console
 
-from ami_agent.cli.args import DATA_ALIASES, JsonFlags, parse, resolve_aliases, write_results
+from ami_agent.cli.command_flags import (
+    DATA_ALIASES,
+    JsonFlags,
+    parse,
+    resolve_aliases,
+    write_results,
+)
 from ami_agent.data.convert import convert
 from ami_agent.data.inspect import inspect, validation_of
 from ami_agent.data.reader import open_recording
@@ -63,7 +69,7 @@ def inspect_command(names: Sequence[str], flags: InspectFlags, console: Console)
     for line in found.warnings():
         print_line(console, line)
     if flags.out:
-        from ami_agent.data.draw import draw_inspection  # drawing is slow to import
+        from ami_agent.data.plot import draw_inspection  # drawing is slow to import
 
         print_line(console, f"open {draw_inspection(Path(flags.out), found)}")
     return found.to_json()

@@ -25,37 +25,56 @@ from ami_agent.adapters.env import EnvConfig, check_step
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.adapters.imports import call_function, check_names_function
 from ami_agent.agent import Agent
-from ami_agent.arguments import unknown_name
+from ami_agent.argument_checks import unknown_name
 from ami_agent.bench import BENCHMARKS
-from ami_agent.cli import args
+from ami_agent.cli import config_flags
+from ami_agent.cli.command_flags import (
+    TRAIN_ALIASES,
+    AblateFlags,
+    BenchFlags,
+    EnvFlags,
+    EvalFlags,
+    ListFlags,
+    ProbeFlags,
+    ShowFlags,
+    StudyFlags,
+    TrainFlags,
+    first_paragraph,
+    parse,
+    resolve_aliases,
+    resolve_device,
+    with_absolute_imports,
+    with_imports,
+    write_results,
+)
 from ami_agent.cli.data import data_command
 from ami_agent.config import Config, override
-from ami_agent.custom import allow_components, needs_files
 from ami_agent.evaluation.evaluate import evaluate_modes, table_rows
 from ami_agent.evaluation.progress import PolicyProgress
+from ami_agent.hardware import allocation_failure, missing_operation, num_cores
 from ami_agent.interrupt import Interrupted, handled, terminate
 from ami_agent.logger import ConsoleLogger, RunLogger, one_line, print_line, print_table
 from ami_agent.probing.data import load_perturbations
 from ami_agent.probing.probe import describe_collapse, make_probe
 from ami_agent.probing.scorecard import compute_scorecard
 from ami_agent.recipes import ENV_RECIPES, RECIPE_IMPORTS, RECIPES, recipe
-from ami_agent.resources import allocation_failure, missing_operation, num_cores
 from ami_agent.storage import run_dir
 from ami_agent.storage.files import locked
 from ami_agent.train import check, train
 from ami_agent.training import LoadDataset, distributed
+from ami_agent.user_components import allow_components, needs_files
 from modules.types import ConfigError, DivergenceError
 
-RunFlags = TypeVar("RunFlags", args.EvalFlags, args.ShowFlags, args.ProbeFlags)
+RunFlags = TypeVar("RunFlags", EvalFlags, ShowFlags, ProbeFlags)
 
 
 def _load(
     name: str, default: RunFlags, argv: Sequence[str], program: str, console: Console
 ) -> tuple[RunFlags, Config, Agent]:
     """The flags, and the run in the folder `name`; says where its training is unfinished."""
-    flags = args.parse(default, args.resolve_aliases(argv), program)
+    flags = parse(default, resolve_aliases(argv), program)
     config = run_dir.config_of(Path(name), flags.imports, flags.trust)
-    agent = run_dir.load(name, args.device(flags.device), config)
+    agent = run_dir.load(name, resolve_device(flags.device), config)
     if progress := run_dir.describe_progress(Path(name)):
         print_line(console, f"{name} is unfinished: it was saved{progress}")
     return flags, config, agent
@@ -81,7 +100,7 @@ def _recipe(
     function of the user's, FILE.py:FUNCTION; a recipe for any environment takes from the flags
     which environment (`--env.id ID`). Flags that name the class of a component are taken too.
     `resumed`: the run whose settings stand in the place of the recipe's own."""
-    files, env_files, argv = _split_imports(args.resolve_aliases(argv, args.TRAIN_ALIASES))
+    files, env_files, argv = _split_imports(resolve_aliases(argv, TRAIN_ALIASES))
     allow_components(files)
     check_names_function(name, "the Config of a recipe")
     if ".py:" in name:
@@ -92,8 +111,8 @@ def _recipe(
         config, argv = _recipe_for_env(name, files, argv, program, resumed)
     else:
         config = recipe(name) if resumed is None else run_dir.resumed_config(resumed, name, files)
-    config = args.with_imports(config, env_files)
-    return config_io.choose_components(config, argv, keep=resumed is not None)
+    config = with_imports(config, env_files)
+    return config_flags.choose_components(config, argv, keep=resumed is not None)
 
 
 def _recipe_for_env(
@@ -102,14 +121,14 @@ def _recipe_for_env(
     """The same of a recipe for any environment, whose code is in `files`."""
     make, default_env = ENV_RECIPES[name]
     if resumed is None:
-        default = args.EnvFlags(env=replace(default_env, imports=tuple(files)))
-        flags, argv = config_io.parse_known(default, argv, program)
-        return make(args.with_absolute_imports(flags.env), flags.data), argv
+        default = EnvFlags(env=replace(default_env, imports=tuple(files)))
+        flags, argv = config_flags.parse_known(default, argv, program)
+        return make(with_absolute_imports(flags.env), flags.data), argv
     trusted = [*files, *RECIPE_IMPORTS.get(name, ())]
     before = run_dir.resumed_config(resumed, name, trusted)
     data = before.collect if isinstance(before.collect, LoadDataset) else LoadDataset()
-    default = args.EnvFlags(env=before.env, data=data)
-    flags, argv = config_io.parse_known(default, argv, program)
+    default = EnvFlags(env=before.env, data=data)
+    flags, argv = config_flags.parse_known(default, argv, program)
     if flags == default:
         return before, argv
     return _with_env_and_data(before, make(flags.env, flags.data)), argv
@@ -164,14 +183,14 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     """Trains, and evaluates both modes; the figures are printed before they are written."""
     resumed = _resumed_run(name, argv)
     config, argv = _recipe(name, argv, f"ami train {name}", resumed)
-    default = args.TrainFlags(config=config)
+    default = TrainFlags(config=config)
     if resumed is not None:
         default = replace(default, seed=run_dir.manifest_of(resumed)["seed"])
-    flags = args.parse(default, argv, f"ami train {name}")
+    flags = parse(default, argv, f"ami train {name}")
     out = Path(flags.out or resumed or Path("runs") / config.recipe / str(flags.seed))
     with _advice_on_env(name, config, flags.config):
         check(flags.config, out, flags.seed, flags.resume)
-    device = distributed.own_device(args.device(flags.device))
+    device = distributed.own_device(resolve_device(flags.device))
     check_step(flags.config.env)
     train_agent = partial(
         train, flags.config, out=out, seed=flags.seed, device=device, resume=flags.resume,
@@ -201,7 +220,7 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
         print_table(console, title, *table_rows(results))
         _run_all(
             lambda: run_dir.write_json(out / "eval.json", results),
-            lambda: args.write_results(flags.json, results),
+            lambda: write_results(flags.json, results),
             # last: it calls strangers' code
             lambda: log_episode(agent, flags.config.eval_env, logger),
         )
@@ -236,7 +255,7 @@ def _advice_on_env(name: str, recipe_config: Config, config: Config) -> Iterator
 
 
 def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
-    flags, config, agent = _load(name, args.EvalFlags(), argv, "ami eval DIR", console)
+    flags, config, agent = _load(name, EvalFlags(), argv, "ami eval DIR", console)
     env_config = _eval_env_config(config, flags.env, flags.variant)
     if flags.accept_other_spaces:
         env_config = replace(env_config, accept_other_spaces=True)
@@ -261,7 +280,7 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
             f"no plan kept the task's limits in {100 * results['violated']:.1f} % of the moments: "
             "there the least violation was chosen",
         )
-    args.write_results(flags.json, results)
+    write_results(flags.json, results)
 
 
 def _describe_evaluation(modes: str, episodes: int) -> str:
@@ -283,7 +302,7 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.viewer import EpisodeSelection, show  # drawing is slow to import
     from ami_agent.viewer.live import show_live, wait_for_interrupt
 
-    flags, config, agent = _load(name, args.ShowFlags(), argv, "ami show DIR", console)
+    flags, config, agent = _load(name, ShowFlags(), argv, "ami show DIR", console)
     env_config = _eval_env_config(config, flags.env, flags.variant)
     options: dict[str, Any] = {"mode": flags.mode, "seed": flags.seed, "episodes": flags.episodes}
     recorded_steps = run_dir.recorded_steps(Path(name), config, env_config, flags.task)
@@ -293,7 +312,7 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
             agent, env_config, console, selection, port=flags.port,
             wait=partial(wait_for_interrupt, console),
         )  # fmt: skip
-        args.write_results(
+        write_results(
             flags.json, {**options, "summaries": [episode.summary for episode in recorded]}
         )
         return
@@ -306,18 +325,18 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
         logger=ConsoleLogger(console), mp4=flags.mp4,
     )  # fmt: skip
     print_line(console, f"open {page}")
-    args.write_results(flags.json, {"page": str(page), **options})
+    write_results(flags.json, {"page": str(page), **options})
 
 
 def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     check_names_function(name, ablation.STUDY_CONFIGS)
     advice: AbstractContextManager[None] = nullcontext()
     if ".py:" in name:
-        flags = args.parse(args.StudyFlags(), argv, f"ami ablate {name}")
+        flags = parse(StudyFlags(), argv, f"ami ablate {name}")
         configs = ablation.load_configs(name)
     else:
         config, argv = _recipe(name, argv, f"ami ablate {name}")
-        flags = parts = args.parse(args.AblateFlags(config=config), argv, f"ami ablate {name}")
+        flags = parts = parse(AblateFlags(config=config), argv, f"ami ablate {name}")
         if not (parts.without or parts.swap):
             names = ", ".join(ablation.removable(parts.config))
             raise ConfigError(
@@ -338,7 +357,7 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     title = label if ".py:" in name else _title(label, next(iter(configs.values())))
     plan = ablation.StudyPlan(
         name=title, configs=configs, seeds=flags.seeds, episodes=flags.episodes,
-        device=args.device(flags.device),
+        device=resolve_device(flags.device),
         question=ablation.study_question(name if ".py:" in name else title),
     )  # fmt: skip
     with advice:
@@ -347,7 +366,7 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.ablation import page  # drawing is slow to import
 
     _run_all(
-        lambda: args.write_results(flags.json, result.to_dict()),
+        lambda: write_results(flags.json, result.to_dict()),
         lambda: print_line(console, f"open {page.write(out / 'index.html', result)}"),
     )
     result.check(out)
@@ -369,7 +388,7 @@ def _num_workers(requested: int, console: Console) -> int:
 def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.probing.plot import draw_scorecard  # drawing is slow to import
 
-    flags, config, agent = _load(name, args.ProbeFlags(), argv, "ami probe DIR", console)
+    flags, config, agent = _load(name, ProbeFlags(), argv, "ami probe DIR", console)
     perturbations = load_perturbations(flags.perturbations, agent.spec)
     metrics = make_probe(config.eval_env, flags.seed)(agent)
     scorecard = compute_scorecard(agent, config, flags.seed, perturbations)
@@ -379,7 +398,7 @@ def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
     for line in (*scorecard.remarks(), describe_collapse(metrics)):
         print_line(console, line)
     _run_all(
-        lambda: args.write_results(flags.json, {**metrics, "scorecard": scorecard.figures()}),
+        lambda: write_results(flags.json, {**metrics, "scorecard": scorecard.figures()}),
         lambda: print_line(
             console, f"open {draw_scorecard(Path(name) / 'probe.png', scorecard, name)}"
         ),
@@ -388,22 +407,22 @@ def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 def bench_command(name: str, argv: Sequence[str], console: Console) -> None:
     if not name:
-        flags = args.parse(args.BenchFlags(), argv, "ami bench [NAME]")
+        flags = parse(BenchFlags(), argv, "ami bench [NAME]")
         descriptions = {
-            name: args.first_paragraph(benchmark.__doc__) for name, benchmark in BENCHMARKS.items()
+            name: first_paragraph(benchmark.__doc__) for name, benchmark in BENCHMARKS.items()
         }
         print_table(console, "ami bench NAME", ["name", "what"], list(descriptions.items()))
-        args.write_results(flags.json, descriptions)
+        write_results(flags.json, descriptions)
         return
     if name not in BENCHMARKS:
         raise unknown_name("benchmark", name, BENCHMARKS)
-    benchmark = args.parse(BENCHMARKS[name], argv, f"ami bench {name}")
-    args.write_results(benchmark.json, benchmark.measure(console))
+    benchmark = parse(BENCHMARKS[name], argv, f"ami bench {name}")
+    write_results(benchmark.json, benchmark.measure(console))
 
 
 def list_command(name: str, argv: Sequence[str], console: Console) -> None:
-    flags = args.parse(args.ListFlags(), argv, "ami list")
-    recipes = {name: [args.first_paragraph(make.__doc__)] for name, make in RECIPES.items()}
+    flags = parse(ListFlags(), argv, "ami list")
+    recipes = {name: [first_paragraph(make.__doc__)] for name, make in RECIPES.items()}
     envs = [name for name in sorted(gymnasium.registry) if name.startswith("ami/")]
     components = {
         name: [", ".join(choices)] for name, choices in config_io.component_choices().items()
@@ -415,7 +434,7 @@ def list_command(name: str, argv: Sequence[str], console: Console) -> None:
     }
     for title, (columns, rows) in tables.items():
         print_table(console, title, columns, [[name, *cells] for name, cells in rows.items()])
-    args.write_results(flags.json, {title: rows for title, (_, rows) in tables.items()})
+    write_results(flags.json, {title: rows for title, (_, rows) in tables.items()})
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ami_agent.data.flat import LENGTHS, OFFSETS
+from ami_agent.data.concatenated_episodes import LENGTHS, OFFSETS
 from ami_agent.data.recording import ACTIONS, FLAG, REWARDS, TERMINATED, Column, Episode, Recording
 from ami_agent.logger import Logger, Progress
 from ami_agent.storage import files

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ami_agent.data.flat import FlatRecording
+from ami_agent.data.concatenated_episodes import FlatRecording
 from ami_agent.data.recording import (
     ACTIONS,
     OBSERVATIONS,

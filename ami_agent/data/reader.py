@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ami_agent.adapters.env import EnvAdapter
+from ami_agent.data.concatenated_episodes import FlatRecording
 from ami_agent.data.dataset import EpisodeDataset, dataset_of
-from ami_agent.data.flat import FlatRecording
 from ami_agent.data.hdf5 import SIGNATURE, from_hdf5
 from ami_agent.data.minari import MinariRecording, from_minari
 from ami_agent.data.npz import NpzFolder, NpzTable

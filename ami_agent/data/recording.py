@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from ami_agent.adapters.spaces import NUMERIC_KINDS
-from ami_agent.resources import available_memory, format_bytes
+from ami_agent.hardware import available_memory, format_bytes
 from modules.types import ConfigError
 
 WHOLE = ""

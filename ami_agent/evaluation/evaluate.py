@@ -25,7 +25,7 @@ from ami_agent.adapters.env import (
 )
 from ami_agent.adapters.vector_env import read_numbers
 from ami_agent.agent import Agent
-from ami_agent.arguments import check_count, check_is
+from ami_agent.argument_checks import check_count, check_is
 from ami_agent.config import Config
 from ami_agent.evaluation import policies
 from ami_agent.evaluation.intervals import Estimate, format_percent, mean, rate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.arguments import unknown_name
+from ami_agent.argument_checks import unknown_name
 from ami_agent.config import Config
 from ami_agent.recipes.cue_corridor import cue_corridor
 from ami_agent.recipes.forage import forage

@@ -10,7 +10,7 @@ from ami_agent.training.representation_losses import LossWeights
 from modules.actor.planning import GradientPlannerConfig
 from modules.actor.policy import BallActions
 from modules.configurator import ConfiguratorConfig, TaskSpec
-from modules.cost.cost import ValueCriticsConfig
+from modules.cost.value_critics import ValueCriticsConfig
 from modules.memory.short_term import AttentionMemoryConfig
 from modules.perception.image import ImageEncoderConfig
 from modules.world_model.dynamics import MLPDynamicsConfig

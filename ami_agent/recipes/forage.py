@@ -19,7 +19,7 @@ from modules.actor.adaptive import AdaptiveActorConfig
 from modules.actor.planning import GradientPlannerConfig
 from modules.actor.policy import BallActions
 from modules.configurator import ConfiguratorConfig, TaskSpec
-from modules.cost.cost import ValueCriticsConfig
+from modules.cost.value_critics import ValueCriticsConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import MLPDynamicsConfig
 from modules.world_model.jepa import InteroceptionHeadConfig, WorldModelConfig

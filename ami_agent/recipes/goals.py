@@ -8,7 +8,7 @@ from contextlib import closing
 from math import prod
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.config import ActorConfig, Config, CostConfig
+from ami_agent.config import ActorConfig, Config, CostConfig, StageConfig
 from ami_agent.recipes.gym import IMAGE_WEIGHTS, NO_DATASET
 from ami_agent.training import (
     CollectRandom,
@@ -25,8 +25,7 @@ from modules.actor.planning import GradientPlannerConfig
 from modules.actor.policy import BoxActions, OneHotActions, PolicyConfig
 from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
-from modules.cost.cost import GoalCriticConfig
-from modules.cost.quasimetric import FourierQuasimetricConfig, QuasimetricConfig
+from modules.cost.goal_critic import FourierQuasimetricConfig, GoalCriticConfig, QuasimetricConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import FourierDynamicsConfig, MLPDynamicsConfig
 from modules.world_model.jepa import WorldModelConfig
@@ -53,7 +52,12 @@ def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Confi
     has_images = any(len(shape) == 3 for shape in spec.shapes.values())
     is_low = not has_images and sum(map(prod, spec.shapes.values())) <= LOW_DIMENSIONAL
     weights = IMAGE_WEIGHTS if has_images else IDENTITY_WEIGHTS
-    optim = OptimConfig(steps=3000, batch_size=256)  # of the policy
+    optim = OptimConfig(steps=3000, batch_size=256)
+    policy: dict[str, StageConfig]
+    if dataset:  # recorded actions have aims that are worth repeating; random ones have not
+        policy = {"goal_bc": GoalConditionedBC(max_goal_offset=2 * UNIT, optim=optim)}
+    else:
+        policy = {"distill_policy": DistillPlanner(num_envs=64, steps=30, rounds=8, optim=optim)}
     return Config(
         recipe="goals",
         env=env,
@@ -96,13 +100,6 @@ def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Confi
                 optim=OptimConfig(steps=5000, batch_size=256, lr=2e-3),
             ),
             "select_landmarks": SelectLandmarks(num_candidates=10_000, length=2 * UNIT),
-            # recorded actions have aims that are worth repeating; random ones have not
-            **(
-                {"goal_bc": GoalConditionedBC(max_goal_offset=2 * UNIT, optim=optim)}
-                if dataset
-                else {
-                    "distill_policy": DistillPlanner(num_envs=64, steps=30, rounds=8, optim=optim)
-                }
-            ),
+            **policy,
         },
     )

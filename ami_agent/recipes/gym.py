@@ -24,7 +24,7 @@ from ami_agent.training.representation_losses import IDENTITY_WEIGHTS, LossWeigh
 from modules.actor.planning import GradientPlannerConfig
 from modules.actor.policy import BoxActions, OneHotActions, PolicyConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
-from modules.cost.cost import ValueCriticsConfig
+from modules.cost.value_critics import ValueCriticsConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.types import ConfigError
 from modules.world_model.dynamics import MLPDynamicsConfig

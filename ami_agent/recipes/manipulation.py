@@ -8,8 +8,7 @@ from ami_agent.training import CollectRandom, DistillPlanner, TrainJEPA, TrainQu
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import STATE_WEIGHTS
 from modules.actor.planning import GradientPlannerConfig
-from modules.cost.cost import GoalCriticConfig
-from modules.cost.quasimetric import FourierQuasimetricConfig
+from modules.cost.goal_critic import FourierQuasimetricConfig, GoalCriticConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import FourierDynamicsConfig
 from modules.world_model.jepa import WorldModelConfig

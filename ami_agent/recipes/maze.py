@@ -23,8 +23,11 @@ from modules.actor.planning import GradientPlannerConfig
 from modules.actor.policy import BallActions, PolicyConfig
 from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraphConfig
 from modules.configurator import TaskSpec
-from modules.cost.cost import GoalCriticConfig
-from modules.cost.quasimetric import FourierQuasimetricConfig, GlimpseQuasimetricConfig
+from modules.cost.goal_critic import (
+    FourierQuasimetricConfig,
+    GlimpseQuasimetricConfig,
+    GoalCriticConfig,
+)
 from modules.perception.image import KeypointEncoderConfig, KeypointMapEncoderConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import (

@@ -20,8 +20,11 @@ from modules.actor.planning import GradientPlannerConfig
 from modules.actor.policy import BallActions, StuckPerturbationConfig
 from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import ConfiguratorConfig
-from modules.cost.cost import GoalCriticConfig
-from modules.cost.quasimetric import ConvQuasimetricConfig, FourierQuasimetricConfig
+from modules.cost.goal_critic import (
+    ConvQuasimetricConfig,
+    FourierQuasimetricConfig,
+    GoalCriticConfig,
+)
 from modules.perception.image import ImageEncoderConfig, KeypointEncoderConfig, SpatialEncoderConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import (

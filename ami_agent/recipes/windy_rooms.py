@@ -20,8 +20,7 @@ from modules.actor.planning.risk import ScenarioCVaRConfig
 from modules.actor.policy import BallActions
 from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import TaskSpec
-from modules.cost.cost import GoalCriticConfig
-from modules.cost.quasimetric import FourierQuasimetricConfig
+from modules.cost.goal_critic import FourierQuasimetricConfig, GoalCriticConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import FourierDynamicsConfig
 from modules.world_model.jepa import WorldModelConfig

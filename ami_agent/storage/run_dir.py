@@ -33,11 +33,11 @@ from ami_agent.adapters import env_spec
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.adapters.imports import absolute_import, check_trusted
 from ami_agent.agent import Agent
-from ami_agent.arguments import check_device, check_path
+from ami_agent.argument_checks import check_device, check_path
 from ami_agent.config import Config, buffer_steps, build
-from ami_agent.custom import allow_components
-from ami_agent.sizing import check_planning
+from ami_agent.memory_estimate import check_planning
 from ami_agent.storage import checkpoint, files
+from ami_agent.user_components import allow_components
 from modules.types import ConfigError
 
 SPACES = "spaces.json"
@@ -163,6 +163,10 @@ def spec_of(run: Path, config: Config) -> EnvironmentSpec:
         return env.spec
 
 
+CHANGED = "changed on resume"
+"""The name in the manifest of the settings that were changed when a run was resumed."""
+
+
 def manifest_of(run: Path) -> dict[str, Any]:
     """The manifest of a run; ConfigError if its seed or seconds are missing."""
     manifest, source = read_json(run / "manifest.json"), run / "manifest.json"
@@ -175,6 +179,8 @@ def manifest_of(run: Path) -> dict[str, Any]:
     seconds = manifest.get("seconds")
     if not isinstance(seconds, dict) or not all(map(files.is_number, seconds.values())):
         raise ConfigError(f"{source} has no seconds of its stages: they must be numbers")
+    if not isinstance(manifest.get(CHANGED, []), list):
+        raise ConfigError(f"{source}: {CHANGED!r} must be a list of changes")
     return manifest  # type: ignore[no-any-return]
 
 
@@ -281,7 +287,7 @@ def apply_new_settings(run: Path, config: Config) -> list[str]:
     changed = changed_settings(config_of(run), config)
     if changed:
         manifest = manifest_of(run)
-        manifest["changed on resume"] = [*manifest.get("changed on resume", []), *changed]
+        manifest[CHANGED] = [*manifest.get(CHANGED, []), *changed]
         write_json(run / "manifest.json", manifest)
         write_json(run / "config.json", config_io.to_json(config))
     return changed
@@ -296,15 +302,20 @@ def _started_stages(run: Path, config: Config) -> set[str]:
     if not checkpoint.checkpoints(run):
         return set()
     metadata, tensors = checkpoint.contents(checkpoint.latest(run))
-    num_started = metadata.get("stage_index")
-    if not isinstance(num_started, int):
-        raise ConfigError(f"{run} does not say in which stage it was: it can't be resumed")
+    num_started = _stage_index(run, metadata)
     if any(name.startswith("stage_run.") for name in tensors):
         num_started += 1
     if (run / "memory").is_dir():  # saved just before the process was killed, perhaps
         buffer_metadata, _ = checkpoint.contents(run / "memory")
-        num_started = max(num_started, int(buffer_metadata.get("stage_index", 0)))
+        num_started = max(num_started, _stage_index(run, {"stage_index": 0, **buffer_metadata}))
     return set(list(config.stages)[:num_started])
+
+
+def _stage_index(run: Path, metadata: Mapping[str, Any]) -> int:
+    index = metadata.get("stage_index")
+    if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+        raise ConfigError(f"{run} does not say in which stage it was: it can't be resumed")
+    return index
 
 
 def describe_progress(run: Path) -> str:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ami_agent.adapters.env import ActFn, EnvConfig, EnvironmentSpec
 from ami_agent.agent import Agent
-from ami_agent.custom import class_name
 from ami_agent.evaluation.policies import EpisodeStart, PolicyFactory, agent_policy_factory
 from ami_agent.training.base import (
     SGDStageRun,
@@ -36,9 +35,12 @@ from ami_agent.training.critics import (
 from ami_agent.training.hindsight import SamplesTrajectories, check_reward_fn, with_hindsight
 from ami_agent.training.jepa import TrainJEPA
 from ami_agent.training.optim import OptimConfig
+from ami_agent.user_components import class_name
 from modules.actor.planning.evaluator import safe_std
 from modules.actor.policy import ActionSpace, OneHotActions, PolicyProposal
-from modules.cost.cost import Cost, Drives, InteroceptiveCost, ValueCritics
+from modules.cost.cost import Cost
+from modules.cost.drives import Drives, InteroceptiveCost
+from modules.cost.value_critics import ValueCritics
 from modules.memory.replay_buffer import OBS_ONLY
 from modules.memory.short_term import unroll_memory
 from modules.perception.multi_modal import MultiModalEncoder

@@ -21,14 +21,14 @@ from ami_agent.training.base import (
     check_window,
     encode_buffer,
 )
-from ami_agent.training.chance import split_at_chance
+from ami_agent.training.chance_steps import split_at_chance
 from ami_agent.training.distributed import split_states
 from ami_agent.training.hindsight import SamplesTrajectories
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.evaluator import RandomProposals
 from modules.actor.subgoals.edges import edge_costs, shortest_paths
-from modules.cost.cost import GoalCritic, ValueCritics
-from modules.cost.quasimetric import Quasimetric
+from modules.cost.goal_critic import GoalCritic, Quasimetric
+from modules.cost.value_critics import ValueCritics
 from modules.memory.replay_buffer import Parts, ReplayBuffer
 from modules.memory.short_term import unroll_memory
 from modules.perception.target_encoder import EMATarget

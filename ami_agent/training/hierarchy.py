@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.agent import Agent
-from ami_agent.custom import class_name
 from ami_agent.training import representation_losses
 from ami_agent.training.base import (
     SGDStage,
@@ -23,13 +22,14 @@ from ami_agent.training.base import (
     encode_buffer,
     states_from_steps,
 )
-from ami_agent.training.chance import split_at_chance
+from ami_agent.training.chance_steps import split_at_chance
 from ami_agent.training.critics import LagrangeMultiplier, critic_of, quasimetric_loss
 from ami_agent.training.optim import OptimConfig
+from ami_agent.user_components import class_name
 from modules.actor.planning.risk import latin_hypercube
 from modules.actor.subgoals import LandmarkGraph, LandmarkGraphConfig
 from modules.actor.subgoals.landmark_graph import CHUNK_SIZE, RecordedChance
-from modules.cost.quasimetric import Quasimetric
+from modules.cost.goal_critic import Quasimetric
 from modules.memory.storage import OBS_ONLY
 from modules.types import HORIZON, WEIGHT, ConfigError
 from modules.world_model.hjepa import HierarchicalJEPA, HierarchicalJEPAConfig, JEPALevel

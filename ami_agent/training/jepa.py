@@ -24,7 +24,7 @@ from ami_agent.training.base import (
     states_from_steps,
     task_modality_sets,
 )
-from ami_agent.training.chance import chance_threshold, replace_chance
+from ami_agent.training.chance_steps import chance_threshold, replace_chance
 from ami_agent.training.collect import CollectWithPlanner
 from ami_agent.training.distributed import split
 from ami_agent.training.hindsight import SamplesTrajectories

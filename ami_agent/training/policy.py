@@ -17,7 +17,6 @@ from ami_agent.adapters.env import EnvAdapter, EnvConfig
 from ami_agent.adapters.fault_tolerance import retry_on_worker_death
 from ami_agent.adapters.make import Options
 from ami_agent.agent import Agent
-from ami_agent.custom import class_name
 from ami_agent.evaluation.policies import EpisodeStart, TaskTracker
 from ami_agent.training.base import (
     SGDStage,
@@ -31,6 +30,7 @@ from ami_agent.training.base import (
 )
 from ami_agent.training.distributed import gather, share, share_rows, share_size, world
 from ami_agent.training.optim import OptimConfig
+from ami_agent.user_components import class_name
 from modules.actor.planning.evaluator import safe_std
 from modules.actor.policy import Policy, PolicyProposal
 from modules.configurator import TaskSpec

@@ -21,7 +21,7 @@ from modules.actor.planning.gradient import GradientPlannerConfig
 from modules.actor.planning.risk import ScenarioCVaRConfig
 from modules.actor.policy import BoxActions
 from modules.actor.subgoals.base import LevelInfo
-from modules.cost.quasimetric import (
+from modules.cost.goal_critic import (
     FourierQuasimetricConfig,
     GlimpseQuasimetricConfig,
     QuasimetricConfig,

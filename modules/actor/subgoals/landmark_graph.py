@@ -15,13 +15,6 @@ from modules.actor.subgoals.base import (
     LandmarkLevelConfig,
     gather_waypoints,
 )
-from modules.actor.subgoals.chance import (
-    ChanceEvents,
-    Halves,
-    ShortestEdges,
-    StochasticPaths,
-    estimate_events,
-)
 from modules.actor.subgoals.edges import (
     MIN_EDGE_COST,
     MIN_PROGRESS,
@@ -32,6 +25,13 @@ from modules.actor.subgoals.edges import (
     initial_feedback,
     shortest_paths,
     subsample_path,
+)
+from modules.actor.subgoals.stochastic_edges import (
+    ChanceEvents,
+    Halves,
+    ShortestEdges,
+    StochasticPaths,
+    estimate_events,
 )
 from modules.types import (
     COUNT,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ami_agent.resources import format_bytes
+from ami_agent.hardware import format_bytes
 from ami_agent.storage.files import writing
 from modules.types import ConfigError
 

@@ -14,14 +14,14 @@ import docstring_parser
 import torch
 import tyro
 
-from ami_agent import config_io
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.imports import absolute_import
-from ami_agent.arguments import check_device
+from ami_agent.argument_checks import check_device
+from ami_agent.cli import config_flags
+from ami_agent.cli.config_flags import AnySettings
 from ami_agent.config import Config
-from ami_agent.config_io import AnySettings
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
-from ami_agent.resources import num_cores
+from ami_agent.hardware import num_cores
 from ami_agent.storage.run_dir import write_json
 from ami_agent.training import LoadDataset
 from modules.types import EPISODES, SEEDS, BadSetting, ConfigError, Settings, shorten
@@ -227,7 +227,7 @@ class ProbeFlags(RunFolderFlags):
 def parse(default: AnySettings, argv: Sequence[str], program: str) -> AnySettings:
     """The flags of a command, whose threads are set; ConfigError, too, for results that can't be
     written."""
-    flags = config_io.parse(default, argv, program)
+    flags = config_flags.parse(default, argv, program)
     check_file_path("--json", vars(flags)["json"])
     if threads := vars(flags).get("threads"):
         torch.set_num_threads(threads)
@@ -240,7 +240,7 @@ def write_results(path: str, results: Mapping[str, Any]) -> None:
         write_json(Path(path), results, follow_links=True)
 
 
-def device(name: Device) -> str:
+def resolve_device(name: Device) -> str:
     """The device of that name; ConfigError for one that PyTorch does not find here."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -15,7 +15,7 @@ from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.agent import Agent
 from ami_agent.config import Config, buffer_steps, build
 from ami_agent.config_io import flag_of
-from ami_agent.resources import available_memory, check_memory, format_bytes
+from ami_agent.hardware import available_memory, check_memory, format_bytes
 from ami_agent.training.actor_critic import ActorCriticStage
 from modules.actor.planning.gradient import MAX_EVALUATIONS
 from modules.memory.replay_buffer import ReplayBuffer

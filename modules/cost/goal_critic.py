@@ -1,4 +1,5 @@
-"""Quasimetrics: learnt distances in steps between states, which the goal critics use."""
+"""The goal critic, a trainable cost: the number of steps to the goal, by a quasimetric, a learnt
+distance between states."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from modules.nets import (
     silu_mlp,
     version,
 )
-from modules.types import WIDTH, MapShape, Settings
+from modules.types import WIDTH, MapShape, Rollout, Settings, TaskContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,3 +160,33 @@ class GlimpseQuasimetricConfig(QuasimetricConfig):
     def build_embedding(self, shape: MapShape, size: int) -> nn.Module:
         glimpse = self.glimpse.build(shape)
         return nn.Sequential(glimpse, silu_mlp(glimpse.out, self.hidden, size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoalCriticConfig:
+    distance: (
+        QuasimetricConfig
+        | FourierQuasimetricConfig
+        | GlimpseQuasimetricConfig
+        | ConvQuasimetricConfig
+    ) = field(default_factory=QuasimetricConfig)
+
+    def build(self, shape: MapShape) -> GoalCritic:
+        return GoalCritic(self.distance.build(shape))
+
+
+class GoalCritic(nn.Module):
+    """Steps to the goal, mean over an imagined path."""
+
+    def __init__(self, distance: Quasimetric) -> None:
+        super().__init__()
+        self.distance = distance
+
+    def forward(self, rollout: Rollout, context: TaskContext) -> Tensor:
+        """`[B, P]`"""
+        return self.distance.path_mean(rollout.states, context.goal)
+
+
+def no_goal_critic(rollout: Rollout, context: TaskContext) -> Tensor:
+    """The energy without a goal critic, 0, `[B, P]`: planning looks no further than the horizon."""
+    return 0 * rollout.actions.sum((-2, -1))  # planners differentiate every energy
