@@ -17,6 +17,7 @@ import ami_agent as ami
 import ami_agent.cli.main as cli
 from ami_agent import config_io, recipes
 from ami_agent.adapters.fault_tolerance import EnvError
+from ami_agent.cli import command_flags
 from ami_agent.cli.main import main
 from ami_agent.config import override
 from ami_agent.storage import checkpoint
@@ -188,7 +189,7 @@ def test_a_flag_that_is_given_twice_is_refused(capsys):
 def test_a_flag_reaches_its_module(capsys, tmp_path):
     assert "--out" in error_line(capsys, "train", "two-rooms", "--out")
     with pytest.raises(SystemExit) as stop:
-        main(["train", "--help"])
+        main(["train", "--help", "all"])
     assert stop.value.code == 0
     assert "--planner.horizon" in capsys.readouterr().out
 
@@ -201,10 +202,30 @@ def test_the_help_fills_its_lines_and_begins_with_what_is_tuned_most(capsys):
     assert "Results depend on their number in the last digits; --resume keeps" in words
     threads = text[text.index("--threads") :].partition("  --")[0].splitlines()
     assert all(len(line.rstrip()) > 60 for line in threads[1:-3])  # none ends in the middle
-    places = [
-        text.index(f" {name} options") for name in ("env", "collect", "train-jepa", "planner")
-    ]
+    names = ("env options", "collect options", "train-jepa options", "more options", "planner  ")
+    places = [text.index(f" {name}") for name in names]
     assert places == sorted(places)
+    assert len(text.splitlines()) < 220
+
+
+def test_the_help_names_every_group_of_flags_and_shows_one_by_its_name(capsys):
+    def shown(*argv: str) -> str:
+        with pytest.raises(SystemExit):
+            main(["train", "gym", *argv])
+        return capsys.readouterr().out
+
+    brief, whole, risk = (shown("--help", *name) for name in ([], ["all"], ["risk"]))
+    groups = re.findall(r"(?m)^ (\S+) options *$", whole)
+    assert len(groups) == len(set(groups)) > 20
+    for name in groups:
+        assert re.search(rf"(?m)^ {name} options *$|^  {name}  +\w", brief), name
+    flags = re.findall(r"(?m)^  (--[a-z][\w.-]*)", risk)
+    assert flags
+    assert all(flag.startswith("--risk.") for flag in flags)
+    assert "--data.path" in whole  # of another set of flags, that of recorded data
+    assert whole.count("--env.id") == 1
+    message = error_line(capsys, "train", "gym", "--help", "plannr")
+    assert "no group of flags 'plannr' (perhaps you meant planner?)" in message
 
 
 def test_train_writes_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypatch, capsys):
@@ -475,7 +496,7 @@ def test_results_are_written_to_a_pipe_as_to_a_file_and_change_nothing_else(tmp_
     os.close(reader)
     assert pipe.is_fifo()
     reader, writer = os.pipe()
-    cli.args.check_file_path("--json", f"/dev/fd/{writer}")  # as /dev/stdout in a pipeline
+    command_flags.check_file_path("--json", f"/dev/fd/{writer}")  # as /dev/stdout in a pipeline
     write_json(Path(f"/dev/fd/{writer}"), {"a": 2}, follow_links=True)
     assert json.loads(os.read(reader, 100)) == {"a": 2}
     os.close(reader)

@@ -134,7 +134,8 @@ FITTING = {
 @cache
 def flags_of(command: str, subject: str) -> dict[str, str]:
     """The flags that the help shows, and the kind of their value."""
-    shown = answer(command, *([subject] if subject and subject != "run" else []), "--help").output
+    argv = [command, *([subject] if subject and subject != "run" else [])]
+    shown = answer(*argv, "--help", "all").output
     return dict(re.findall(r"^ +(--\w[\w.-]*)(?:,[^A-Z{]*)? *(\S*)", shown, re.M))
 
 

@@ -17,7 +17,7 @@ RETIRED = (
 )  # fmt: skip
 """As whole words, or as parts of identifiers."""
 KEPT = {
-    "ami_agent/config_io.py": "old flags, which name the new ones",
+    "ami_agent/cli/config_flags.py": "old flags, which name the new ones",
     "ami_agent/config.py": "ids of random streams, on which published figures depend",
     "tests/test_vocabulary.py": "the words themselves",
 }

@@ -224,10 +224,12 @@ class ProbeFlags(RunFolderFlags):
     device: Device = "auto"
 
 
-def parse(default: AnySettings, argv: Sequence[str], program: str) -> AnySettings:
+def parse(
+    default: AnySettings, argv: Sequence[str], program: str, beside: Sequence[Any] = ()
+) -> AnySettings:
     """The flags of a command, whose threads are set; ConfigError, too, for results that can't be
-    written."""
-    flags = config_flags.parse(default, argv, program)
+    written. `beside`: as in `config_flags.parse`."""
+    flags = config_flags.parse(default, argv, program, beside)
     check_file_path("--json", vars(flags)["json"])
     if threads := vars(flags).get("threads"):
         torch.set_num_threads(threads)

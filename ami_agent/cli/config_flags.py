@@ -14,10 +14,10 @@ from functools import partial
 from operator import attrgetter
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-import docstring_parser
 import tyro
 
 from ami_agent.adapters.make import UnparsedOptions, join_option_flags, parse_options
+from ami_agent.cli.help import field_descriptions, select_groups, split_help
 from ami_agent.config import STAGES, Config, override
 from ami_agent.config_io import component_choices, component_of, defaults_of, flag_of
 from ami_agent.training import Stage
@@ -76,9 +76,20 @@ def _intrinsic(config: Config, name: str, value: str) -> dict[str, Any]:
         raise ConfigError("it must be a number") from None
 
 
-def parse(default: AnySettings, argv: Sequence[str], program: str) -> AnySettings:
+def parse(
+    default: AnySettings, argv: Sequence[str], program: str, beside: Sequence[Any] = ()
+) -> AnySettings:
     """Flags replace fields of `default`, a dataclass, with the classes that it has there. Raises
-    ConfigError with one line for an unknown flag or an unusable value."""
+    ConfigError with one line for an unknown flag or an unusable value. `beside`: the settings whose
+    flags the command takes too, for its help."""
+    argv, group = split_help(argv)
+    if group is not None:
+        config = vars(default).get("config")
+        names = config.stages if isinstance(config, Config) else ()
+        stages = [name.replace("_", "-") for name in names]
+        texts = [_help_text(settings, program) for settings in (default, *beside)]
+        print(select_groups(texts, stages, group, program), end="")
+        raise SystemExit(0)
     return _to_original_class(_parse(default, argv, program), default, "--")
 
 
@@ -86,31 +97,35 @@ def parse_known(
     default: AnySettings, argv: Sequence[str], program: str
 ) -> tuple[AnySettings, list[str]]:
     """The same, and the flags that are not of `default`, `--help` among them."""
-    help_flags = [arg for arg in argv if arg in ("-h", "--help")]
-    other_flags = [arg for arg in argv if arg not in help_flags]
-    if help_flags:
-        with contextlib.suppress(SystemExit):
-            _parse(default, help_flags, program)
-    found, rest = _parse(default, other_flags, program, return_unknown_args=True)
+    argv, group = split_help(argv)
+    found, rest = _parse(default, argv, program, return_unknown_args=True)
+    help_flags = [] if group is None else ["--help", *filter(None, [group])]
     return _to_original_class(found, default, "--"), [*rest, *help_flags]
 
 
 def _parse(default: Any, argv: Sequence[str], program: str, **kwargs: Any) -> Any:
     argv = join_option_flags(argv)
     _check_once(argv)
-    stdout, stderr = io.StringIO(), io.StringIO()
-    flags = (tyro.conf.FlagCreatePairsOff,)
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            is_help = not {"-h", "--help"}.isdisjoint(argv)
-            kind = _concrete_class(default, with_help=is_help)
-            return tyro.cli(kind, args=list(argv), prog=program, config=flags, **kwargs)
-    except SystemExit as stop:
-        if stop.code:
-            message = _parser_message(stderr.getvalue() or stdout.getvalue())
-            raise ConfigError(message + _meant_flag(message, argv, default)) from None
-        print(_tuned_first(stdout.getvalue(), default), end="")  # --help
-        raise
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            return _tyro(_concrete_class(default), argv, program, **kwargs)
+    except SystemExit:
+        message = _parser_message(output.getvalue())
+        raise ConfigError(message + _meant_flag(message, argv, default)) from None
+
+
+def _help_text(default: Any, program: str) -> str:
+    """What the parser says of all flags."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        _tyro(_concrete_class(default, with_help=True), ["--help"], program)
+    return output.getvalue()
+
+
+def _tyro(kind: Any, argv: Sequence[str], program: str, **kwargs: Any) -> Any:
+    flags = (tyro.conf.FlagCreatePairsOff,)
+    return tyro.cli(kind, args=list(argv), prog=program, config=flags, **kwargs)
 
 
 def _check_once(argv: Sequence[str]) -> None:
@@ -131,33 +146,6 @@ def _check_once(argv: Sequence[str]) -> None:
             raise ConfigError(f"{flag} is given {count} times; give it once, with all its values")
 
 
-def _tuned_first(text: str, default: Any) -> str:
-    """The help with the flags of the training stages, which users set most often, behind those of
-    the environment."""
-    config = vars(default).get("config")
-    if not isinstance(config, Config):
-        return text
-    head, *sections = re.split(r"(?m)^(?= \S.*options *$)", text)
-    stages = tuple(f" {name.replace('_', '-')}" for name in config.stages)
-
-    def rank(section: str) -> int:
-        first = (" options", " env options", *stages)
-        return next((i for i, start in enumerate(first) if section.startswith(start)), len(first))
-
-    return head + "".join(sorted(sections, key=rank))
-
-
-def _help_of(kind: type) -> dict[str, str]:
-    """The docstrings of the fields of a dataclass, each on one line: the parser would keep the ends
-    of their lines."""
-    found = {}
-    for base in filter(is_dataclass, reversed(kind.__mro__)):
-        with contextlib.suppress(OSError, TypeError):  # a class without a source
-            for param in docstring_parser.parse_from_object(base).params:
-                found[param.arg_name] = " ".join((param.description or "").split())
-    return found
-
-
 def _concrete_class(default: Any, hidden: Collection[str] = (), with_help: bool = False) -> Any:
     """A subclass of the dataclass of `default` whose fields have just the classes they have there;
     flags for unions of dataclasses would otherwise become subcommands. `hidden`: fields that get no
@@ -165,7 +153,7 @@ def _concrete_class(default: Any, hidden: Collection[str] = (), with_help: bool 
     kind, concrete_fields = type(default), []
     if isinstance(default, Stage):
         hidden = {*hidden, *default.overridden_settings}
-    help_texts = _help_of(kind) if with_help else {}
+    help_texts = field_descriptions(kind) if with_help else {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         value = getattr(default, name)
         if name == "stages" and isinstance(default, Config):

@@ -134,6 +134,11 @@ def _recipe_for_env(
     return _with_env_and_data(before, make(flags.env, flags.data)), argv
 
 
+def _env_flags(name: str, config: Config) -> list[EnvFlags]:
+    """The flags that a recipe for any environment takes beside its settings, for the help."""
+    return [EnvFlags(env=config.env)] if name in ENV_RECIPES else []
+
+
 def _with_env_and_data(before: Config, made: Config) -> Config:
     """The settings of a run with the environment, and the recorded data, of others."""
     if type(made.collect) is not type(before.collect):
@@ -186,7 +191,7 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     default = TrainFlags(config=config)
     if resumed is not None:
         default = replace(default, seed=run_dir.manifest_of(resumed)["seed"])
-    flags = parse(default, argv, f"ami train {name}")
+    flags = parse(default, argv, f"ami train {name}", _env_flags(name, config))
     out = Path(flags.out or resumed or Path("runs") / config.recipe / str(flags.seed))
     with _advice_on_env(name, config, flags.config):
         check(flags.config, out, flags.seed, flags.resume)
@@ -336,7 +341,8 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
         configs = ablation.load_configs(name)
     else:
         config, argv = _recipe(name, argv, f"ami ablate {name}")
-        flags = parts = parse(AblateFlags(config=config), argv, f"ami ablate {name}")
+        default, beside = AblateFlags(config=config), _env_flags(name, config)
+        flags = parts = parse(default, argv, f"ami ablate {name}", beside)
         if not (parts.without or parts.swap):
             names = ", ".join(ablation.removable(parts.config))
             raise ConfigError(
