@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from math import inf
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from rich.console import Console
 from torch import nn
 
 import ami_agent as ami
+from ami_agent import HOME
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.bench import sb3
 from ami_agent.bench.baselines import BUDGETS, SB3Comparison, Trial, steps_to_threshold
@@ -42,7 +42,7 @@ from ami_agent.training.optim import OptimConfig
 from modules.types import ConfigError
 from tests.conftest import error_line
 
-SHIPPED = Path(__file__).parents[1] / "runs" / "reference" / "two-rooms"
+SHIPPED = HOME / "runs" / "reference" / "two-rooms"
 
 
 def run_cli(*argv):
@@ -278,3 +278,14 @@ def test_evaluations_during_training_do_not_restart_the_exploration_schedule():
     assert rates[1] == pytest.approx(1 - 0.95 * 8 / 10.4)
     assert rates[2:] == pytest.approx([0.05] * 24)
     assert all(before < after for (_, _, before), (_, _, after) in pairwise(curve))
+
+
+def test_the_script_for_a_gpu_measures_the_updates_of_every_stage(tiny, monkeypatch):
+    monkeypatch.syspath_prepend(str(HOME / "benchmarks"))
+    import gpu
+
+    uses = gpu.stage_uses(tiny, "cpu", measured=1)
+    assert list(uses) == list(tiny.stages)
+    for use in uses.values():
+        assert use.updates_per_second > 0
+        assert use.busy is use.waits is None  # no device beside the host
