@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import gymnasium
@@ -39,9 +40,14 @@ def name_of(page: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
+def tree_of(page: Path) -> ast.Module:
+    return ast.parse(page.read_text())
+
+
 def imports(page: Path) -> Iterator[str]:
     """Every module that the page names, in full."""
-    return imported(page, ast.parse(page.read_text()))
+    return imported(page, tree_of(page))
 
 
 def imported(page: Path, tree: ast.Module) -> Iterator[str]:
@@ -113,7 +119,7 @@ def test_there_is_no_import_cycle_and_lazy_imports_count():
     names = {name_of(page) for page in pages}
     edges = {}
     for page in pages:
-        body = [node for node in ast.parse(page.read_text()).body if not is_for_types_alone(node)]
+        body = [node for node in tree_of(page).body if not is_for_types_alone(node)]
         module = ast.Module(body, [])
         edges[name_of(page)] = {name for name in imported(page, module) if name in names}
 
@@ -158,9 +164,7 @@ def test_nothing_that_is_loaded_can_run_code(page):
 
 @BOXES
 def test_planning_never_calls_backward(page):
-    call_function = [
-        n.attr for n in ast.walk(ast.parse(page.read_text())) if isinstance(n, ast.Attribute)
-    ]
+    call_function = [n.attr for n in ast.walk(tree_of(page)) if isinstance(n, ast.Attribute)]
     assert "backward" not in call_function
 
 
@@ -188,7 +192,7 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
 def test_constructors_alone_have_many_parameters(page):
     functions = [
         node
-        for node in ast.walk(ast.parse(page.read_text()))
+        for node in ast.walk(tree_of(page))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name != "__init__"
     ]
     assert [f.name for f in functions if len(parameters(f)) > MOST_PARAMETERS] == []
