@@ -358,6 +358,14 @@ def test_recorded_tasks_are_made_once_and_are_the_same():
     assert first.shape[1:] == (2, 2)
 
 
+def test_goals_that_are_more_recorded_steps_away_are_farther():
+    nearest, *others = (recorded_tasks(VARIANTS[f"swm-{n}"], CPU) for n in (25, 50, 75, 100))
+    distance = [(tasks[:, 0] - tasks[:, 1]).norm(dim=-1).mean() for tasks in (nearest, *others)]
+    assert distance == sorted(distance)
+    assert distance[-1] > 2.5 * distance[0]
+    assert all(len(tasks) > 1000 for tasks in others)
+
+
 def test_swm_episodes_end_at_their_goal():
     envs = TwoRoomsVectorEnv(2, variant="swm", output="torch")
     factors = torch.tensor([[0.2, 0.5, 98 / 195, 35 / 195], [0.8, 0.5, 98 / 195, 35 / 195]])

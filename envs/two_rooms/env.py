@@ -62,7 +62,7 @@ def sample_initial(
     """Layouts [N, 2] to choose from, keys [B] -> start, goal and layout, [B, 2] each."""
     u, keys = uniform(keys, 4)
     layout = dynamics.sample_layouts(layouts, u[:, 0])
-    if variant.tasks_from_recording:
+    if variant.goal_offset:
         tasks = recorded_tasks(variant, keys.device)
         start, goal = tasks[(u[:, 1] * len(tasks)).long()].unbind(1)
         return start, goal, layout

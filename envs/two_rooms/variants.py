@@ -20,7 +20,6 @@ from .policies import NoisyExpert, PublishedWalk, Scene, Wander, init_behaviour
 from .render import ROUND_UP, Canvas, red_on_white, two_channels
 
 NUM_RECORDED, RECORDED_STEPS = 10_000, 100  # episodes of the expert, and the length of the longest
-GOAL_OFFSET = 25  # recorded steps from a start to its goal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,8 @@ class Variant:
     published_walk: PublishedWalk | None = None  # of the data set, where that is one of walks
     ends_at_goal: bool = False
     goals_in_wall: bool = False
-    tasks_from_recording: bool = False  # start and goal are from one recorded episode
+    goal_offset: int = 0
+    """Recorded steps from a start to its goal, where both are from a recorded episode; else 0."""
 
 
 def start_in_free_space(variant: Variant, layout: Tensor, u: Tensor) -> Tensor:
@@ -69,9 +69,10 @@ def goal_anywhere(variant: Variant, start: Tensor, layout: Tensor, keys: Tensor)
 
 
 def goal_from_rollout(variant: Variant, start: Tensor, layout: Tensor, keys: Tensor) -> Tensor:
-    """The position that the behaviour policy reaches after `GOAL_OFFSET` steps."""
+    """The position that the behaviour policy reaches after `goal_offset` steps."""
     target = goal_anywhere(variant, start, layout, keys)
-    return rollout(variant, Scene(start, target, layout), splitmix64(keys), GOAL_OFFSET)[:, -1]
+    scene, keys = Scene(start, target, layout), splitmix64(keys)
+    return rollout(variant, scene, keys, variant.goal_offset)[:, -1]
 
 
 def rollout(variant: Variant, scene: Scene, keys: Tensor, steps: int) -> Tensor:
@@ -89,7 +90,7 @@ def rollout(variant: Variant, scene: Scene, keys: Tensor, steps: int) -> Tensor:
 
 @lru_cache
 def recorded_tasks(variant: Variant, device: torch.device) -> Tensor:
-    """Pairs [N, 2, 2] of a start and the goal `GOAL_OFFSET` steps later, all that `NUM_RECORDED`
+    """Pairs [N, 2, 2] of a start and the goal `goal_offset` steps later, all that `NUM_RECORDED`
     episodes of the behaviour policy hold. These are the same ones in every process, and end at
     their goal."""
     keys = keys_from_seeds(range(NUM_RECORDED), torch.device("cpu"))
@@ -101,8 +102,9 @@ def recorded_tasks(variant: Variant, device: torch.device) -> Tensor:
     distance = (positions - scene.goal[:, None]).norm(dim=-1)
     reached = distance[:, 1:] < variant.goal_radius
     last = torch.where(reached.any(1), 1 + reached.int().argmax(1), RECORDED_STEPS)
-    within = torch.arange(GOAL_OFFSET, RECORDED_STEPS + 1) <= last[:, None]
-    pairs = torch.stack([positions[:, :-GOAL_OFFSET], positions[:, GOAL_OFFSET:]], 2)
+    offset = variant.goal_offset
+    within = torch.arange(offset, RECORDED_STEPS + 1) <= last[:, None]
+    pairs = torch.stack([positions[:, :-offset], positions[:, offset:]], 2)
     return pairs[within].to(device)
 
 
@@ -247,11 +249,14 @@ VARIANTS: dict[str, Variant] = {
         directed_fraction=0.6,
     ),
     "swm": _SWM,
-    "swm-25": replace(
-        _SWM, goal=goal_from_rollout, tasks_from_recording=True, max_episode_steps=50
-    ),
+    **{
+        f"swm-{offset}": replace(
+            _SWM, goal=goal_from_rollout, goal_offset=offset, max_episode_steps=2 * offset
+        )
+        for offset in (25, 50, 75, 100)
+    },
 }
 """`pldm`: arXiv 2502.14819, as in vladisai/PLDM at cbaf674; `eb-*`: 2602.03604, as in
 facebookresearch/eb_jepa at 966e61e; `swm`: 2605.21800, as `swm/TwoRoom-v1` resets itself in
 galilai-group/stable-worldmodel at addbab4, and `swm-25` as its evaluation takes start and goal from
-recorded episodes. The others are ours."""
+recorded episodes, the others farther apart. All other variants are ours."""
