@@ -310,10 +310,10 @@ def commit() -> str:
     ).stdout  # fmt: skip
     if changes:
         raise SystemExit(f"commit these files first, for a figure carries its commit:\n{changes}")
-    return subprocess.run(
-        ["git", "rev-parse", "--short=7", "HEAD"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
+    found = run_dir.source_commit()
+    if found is None:
+        raise SystemExit("a figure carries its commit: measure in a clone of the source")
+    return found[:7]
 
 
 def main() -> None:

@@ -48,6 +48,7 @@ class SuiteComparison(CommandFlags):
         "pointmaze-medium-navigate",
         "pointmaze-large-navigate",
         "pointmaze-giant-navigate",
+        "pointmaze-teleport-navigate",
     )
     quick: bool = False
     """The first data set alone, with a fifth of its episodes and one seed: about ten minutes."""

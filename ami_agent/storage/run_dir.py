@@ -236,7 +236,7 @@ def manifest(seed: int, device: str) -> dict[str, Any]:
         "seed": seed,
         "device": device,
         "threads": torch.get_num_threads(),
-        "commit": _commit(),
+        "commit": source_commit(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "versions": {name: version(name) for name in PACKAGES},
@@ -244,7 +244,7 @@ def manifest(seed: int, device: str) -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def source_commit() -> str | None:
     """The commit of the source, if it is a git checkout."""
     folder = Path(__file__).parent
     try:
