@@ -151,6 +151,8 @@ def pickled(run: Path, rng: random.Random) -> str:
 
 def code(run: Path, rng: random.Random) -> str:
     """Names code in the settings, in one of the ways in which they can."""
+    if run / "config.json" not in all_files(run):
+        raise ValueError("an earlier harm left no settings")
     settings = json.loads((run / "config.json").read_text())
     (run / "marks.py").write_text(MARKER_CODE)
     file = rng.choice(["marks.py", str(run / "marks.py"), "marks", "./marks.py", "../marks.py"])
