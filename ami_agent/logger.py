@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ami_agent.storage.files import open_regular, writing
+from modules.types import ConfigError
 
 Number: TypeAlias = float | Tensor
 """A float, or a tensor of one element that is read only when it is shown."""
@@ -258,11 +259,22 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+LONGEST_LINE = 2**20
+"""Bytes of a line of `metrics.jsonl`, at most."""
+
+
 def _truncate(path: Path, size: int) -> None:
-    """Truncates a file to at most `size` bytes, `metrics.jsonl` to whole lines."""
+    """Truncates a file to at most `size` bytes, `metrics.jsonl` to whole lines. ConfigError for a
+    line that is longer than any of ours."""
     with path.open("r+b") as file:
         size = min(size, os.fstat(file.fileno()).st_size)
-        file.seek(0)
         if path.name == METRICS:
-            size = file.read(size).rfind(b"\n") + 1
+            start = max(0, size - LONGEST_LINE)
+            file.seek(start)
+            end = file.read(size - start).rfind(b"\n") + 1
+            if start and not end:
+                raise ConfigError(
+                    f"{path} ends in a line of over {LONGEST_LINE} bytes, which no run has written"
+                )
+            size = start + end
         file.truncate(size)

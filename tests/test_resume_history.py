@@ -89,6 +89,23 @@ def test_a_log_is_cut_back_to_its_checkpoint(tmp_path):
     assert sum(path.match(logger.EVENTS) for path in tmp_path.iterdir()) == 2
 
 
+def test_a_log_without_lines_is_refused_unread(tmp_path):
+    """Its terabyte consists of holes; the memory for it is not there."""
+    path = tmp_path / logger.METRICS
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ConfigError, match=f"{logger.METRICS} ends in a line of over"):
+        RunLogger(tmp_path, QUIET)
+    assert path.stat().st_size == 2**40
+
+
+def test_the_last_lines_of_a_long_log_are_read(tmp_path):
+    path, line = tmp_path / logger.METRICS, b"x" * 1000 + b"\n"
+    path.write_bytes(3000 * line + b"half")
+    RunLogger(tmp_path, QUIET).close()
+    assert path.read_bytes() == 3000 * line
+
+
 def test_a_log_that_was_truncated_otherwise_is_cut_to_whole_lines(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         '{"stage": "a", "step": 1}\n{"stage": "a", "step": 2}\n'
@@ -252,4 +269,4 @@ def test_a_complete_run_needs_no_replay_buffer(tmp_path):
 def test_a_log_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(ConfigError, match=r"metrics\.jsonl is a pipe.*must be a regular file"):
-        RunLogger(tmp_path, Console(quiet=True))
+        RunLogger(tmp_path, QUIET)
