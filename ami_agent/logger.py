@@ -134,7 +134,11 @@ class RunLogger(ConsoleLogger):
         with writing(self._path):
             folder.mkdir(parents=True, exist_ok=True)
             self._metrics = open_regular(self._path, append=True)
-            _truncate(self._path, self._path.stat().st_size)
+            try:
+                _truncate(self._path, self._path.stat().st_size)
+            except ConfigError:
+                self._metrics.close()
+                raise
 
     def log_scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None:
         """Adds a line to `metrics.jsonl`, null for NaN and infinity, and points to TensorBoard."""
