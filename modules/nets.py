@@ -116,6 +116,8 @@ an energy `[B, P]`, and its gradient with respect to the states as a function of
 
 def differentiable(energy: PathEnergy, states: Tensor, goal: Tensor) -> Tensor:
     """The energy of states `[B, P, H + 1, D]` after the first, for autograd."""
+    if not (states.requires_grad and torch.is_grad_enabled()):
+        return energy(after_first(states), goal)[0]
 
     def function(states: Tensor) -> tuple[Tensor, Pullback]:
         value, slope = energy(states, goal)
@@ -185,49 +187,73 @@ class MLPConstants:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept may be used outside
-def _neighbours(maps: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _neighbours(
+    maps: int, height: int, width: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of the rows `[cells * 9, C]`, the products of each cell with 9 taps: those that a cell of the
-    convolution adds up, one cell after the other, and where each cell's begin."""
-    cells = torch.arange(maps * height * width).view(maps, height, width)
-    padded = nn.functional.pad(cells, (1, 1, 1, 1), value=-1)  # -1: beyond the edge
+    convolution adds up, one cell after the other, and where each cell's begin. Then the cells that
+    each cell's 9 taps multiply, `[cells * 9]`, one more than there are for those beyond the
+    edge."""
+    count = maps * height * width
+    cells = torch.arange(count).view(maps, height, width)
+    padded = nn.functional.pad(cells, (1, 1, 1, 1), value=count)
     around = padded.unfold(1, 3, 1).unfold(2, 3, 1).reshape(-1, 9)
-    rows, is_cell = 9 * around + torch.arange(9), around >= 0
+    rows, is_cell = 9 * around + torch.arange(9), around < count
     starts = nn.functional.pad(is_cell.sum(1).cumsum(0), (1, -1))
-    return rows[is_cell].to(device), starts.to(device)
+    return rows[is_cell].to(device), starts.to(device), around.flatten().to(device)
 
 
 class MapConvolution:
-    """A convolution 3x3 with padding 1 whose weights take no gradient, and its gradient with
-    respect to its input alone, on maps `[N * h * w, C]`: one product with all taps of the kernel,
-    of which each cell adds up those of its neighbours. On small maps it takes less than half the
-    time of `conv2d`."""
+    """A convolution 3x3 with padding 1 and without bias whose kernel takes no gradient, on maps
+    `[N * h * w, C]`. On small maps it takes less than half the time of `conv2d`. With fewer inputs
+    than outputs it is one product of the taps with the 9 cells around each cell; otherwise one
+    product of each cell with all taps, of which each cell adds up those of its neighbours."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> None:
-        """`[out, in, 3, 3]`, `[out]`, height and width of the maps."""
-        self.bias, self.size = bias, size
-        self.taps = weight.permute(1, 2, 3, 0).flatten(1).contiguous()
-        self.mirrored_taps = weight.flip(2, 3).permute(0, 2, 3, 1).flatten(1).contiguous()
+    def __init__(self, kernel: Tensor, size: tuple[int, int]) -> None:
+        """`[out, in, 3, 3]`, height and width of the maps."""
+        self.size, (num_out, num_in, *_) = size, kernel.shape
+        self.gathers = num_in < num_out
+        if self.gathers:
+            self.taps = kernel.permute(2, 3, 1, 0).flatten(0, 2).contiguous()  # [9 in, out]
+        else:
+            self.taps = kernel.permute(1, 2, 3, 0).flatten(1).contiguous()  # [in, 9 out]
 
-    def without_bias(self, cells: Tensor) -> Tensor:
-        """`[N * h * w, in]` -> `[N * h * w, out]`"""
-        return self._convolve(cells, self.taps)
+    @classmethod
+    def with_pullback(
+        cls, kernel: Tensor, size: tuple[int, int]
+    ) -> tuple[MapConvolution, MapConvolution]:
+        """The convolution, and the one that maps the gradient of its output to that of its
+        input."""
+        return cls(kernel, size), cls(kernel.flip(2, 3).transpose(0, 1), size)
 
-    def gradient(self, grad: Tensor) -> Tensor:
-        """The gradient of the output -> that of the input."""
-        return self._convolve(grad, self.mirrored_taps)
-
-    def _convolve(self, cells: Tensor, taps: Tensor) -> Tensor:
-        key = len(cells), taps.shape[1], self.size, taps.dtype, taps.device
+    def __call__(self, cells: Tensor, padded: Tensor | None = None) -> Tensor:
+        """`[N * h * w, in]` -> `[N * h * w, out]`. `padded`: the same cells and a row of zeros,
+        where there are such, which saves a copy."""
+        taps = self.taps
+        key = cells.shape[0], taps.shape[not self.gathers], self.size, taps.dtype, taps.device
         parts = _memory.parts.get(key) or _parts(*key)
-        sums = []
-        for part, products, by_tap, rows, starts in parts:
-            torch.mm(cells if len(parts) == 1 else cells[part], taps, out=products)
-            sums.append(torch.embedding_bag(by_tap, rows, starts)[0])
-        return sums[0] if len(sums) == 1 else torch.cat(sums)
+        if len(parts) == 1:
+            return self._convolve(cells, padded, *parts[0][1:])
+        return torch.cat([self._convolve(cells[part], None, *rest) for part, *rest in parts])
+
+    def _convolve(
+        self, cells: Tensor, padded: Tensor | None, memory: Tensor, by_tap: Tensor,
+        neighbours: tuple[Tensor, ...],
+    ) -> Tensor:  # fmt: skip
+        rows, starts, around = neighbours
+        if self.gathers:
+            if padded is None:
+                padded = nn.functional.pad(cells, (0, 0, 0, 1))
+            torch.index_select(padded, 0, around, out=by_tap)
+            return memory @ self.taps
+        torch.mm(cells, self.taps, out=memory)
+        return torch.embedding_bag(by_tap, rows, starts)[0]
 
 
 MAX_PRODUCTS = 2**19
 """Numbers that a `MapConvolution` computes at once."""
+
+_Part: TypeAlias = tuple[slice, Tensor, Tensor, tuple[Tensor, ...]]
 
 
 class _Memory(threading.local):
@@ -235,7 +261,7 @@ class _Memory(threading.local):
 
     def __init__(self) -> None:
         self.products: dict[Any, Tensor] = {}  # by type and device
-        self.parts: dict[Any, list[tuple[slice, Tensor, Tensor, Tensor, Tensor]]] = {}
+        self.parts: dict[Any, list[_Part]] = {}
 
 
 _memory = _Memory()
@@ -243,9 +269,9 @@ _memory = _Memory()
 
 def _parts(
     cells: int, numbers: int, size: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> list[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
-    """For so many cells, a few maps at once: which cells, memory for the products of each, its rows
-    by tap, and which of those rows each cell adds up."""
+) -> list[_Part]:
+    """For so many cells, a few maps at once: which cells, memory for so many numbers of each, its
+    rows by tap, and `_neighbours`."""
     per_map, memory = prod(size), _memory.products.get((dtype, device))
     at_once = min(cells, per_map * max(1, MAX_PRODUCTS // (per_map * numbers)))
     if len(_memory.parts) > 64 or memory is None or len(memory) < at_once * numbers:
@@ -256,10 +282,10 @@ def _parts(
     parts = []
     for start in range(0, cells, at_once):
         count = min(at_once, cells - start)
-        products = memory[: count * numbers].view(count, numbers)
+        numbers_of_part = memory[: count * numbers].view(count, numbers)
         neighbours = _neighbours(count // per_map, *size, device)
-        by_tap = products.view(9 * count, -1)
-        parts.append((slice(start, start + count), products, by_tap, *neighbours))
+        by_tap = numbers_of_part.view(9 * count, -1)
+        parts.append((slice(start, start + count), numbers_of_part, by_tap, neighbours))
     _memory.parts[cells, numbers, size, dtype, device] = parts
     return parts
 
@@ -478,8 +504,9 @@ class ConvHeadConstants(MLPConstants):
 
     def __init__(self, shape: MapShape, *weights: Tensor) -> None:
         """Weight and bias of both convolutions, then of the MLP."""
-        size = shape[1:]
-        self.first, self.second = (MapConvolution(weights[i], weights[i + 1], size) for i in (0, 2))
+        self.channels, self.conv_biases = shape[0], weights[1:4:2]
+        both = (MapConvolution.with_pullback(weight, shape[1:]) for weight in weights[0:4:2])
+        self.convolutions, self.pullbacks = zip(*both, strict=True)
         by_cell = to_cells(weights[4], len(weights[2])).flatten(1)
         super().__init__(by_cell, *weights[5:])
 
@@ -490,18 +517,18 @@ class ConvHeadConstants(MLPConstants):
 
     def forward(self, inputs: Tensor, first_bias: Tensor | None = None) -> tuple[Tensor, ...]:
         """The numbers before all four activations, and the output."""
-        silu, channels = nn.functional.silu, len(self.first.taps)
-        cells = to_cells(inputs, channels).reshape(-1, channels)
-        one = self.first.without_bias(cells).add_(self.first.bias)
-        two = self.second.without_bias(silu(one)).add_(self.second.bias)
+        silu, cells = nn.functional.silu, to_cells(inputs, self.channels)
+        cells = cells.reshape(-1, self.channels)
+        one = self.convolutions[0](cells).add_(self.conv_biases[0])
+        two = self.convolutions[1](silu(one)).add_(self.conv_biases[1])
         return one, two, *super().forward(silu(two).view(len(inputs), -1), first_bias)
 
     def gradient(self, grad: Tensor, *inner: Tensor, scale: float = 1) -> Tensor:
         silu_backward, (one, two, *rest) = torch.ops.aten.silu_backward.grad_input, inner
         grad_two = super().gradient(grad, *rest, scale=scale).view_as(two)
-        grad_one = self.second.gradient(silu_backward(grad_two, two, grad_input=grad_two))
-        grad_cells = self.first.gradient(silu_backward(grad_one, one, grad_input=grad_one))
-        return grad_cells.view(len(grad), -1, grad_cells.shape[-1]).mT.flatten(1)
+        grad_one = self.pullbacks[1](silu_backward(grad_two, two, grad_input=grad_two))
+        grad_cells = self.pullbacks[0](silu_backward(grad_one, one, grad_input=grad_one))
+        return grad_cells.view(len(grad), -1, self.channels).mT.flatten(1)
 
 
 POSITION_SCALE = 2.0

@@ -86,9 +86,10 @@ class Quasimetric(nn.Module):
         largest = difference.amax(-1, keepdim=True).clamp_min_(torch.finfo(goal.dtype).tiny)
 
         def slope(weight: float) -> Tensor:
-            is_largest = difference.eq(largest).to(embedded.dtype).view_as(embedded)
+            is_largest = torch.eq(difference, largest, out=torch.empty_like(difference))
             scale = -weight / (len(states) * self.groups)
-            return constants.gradient(is_largest, *inner, scale=scale).view_as(states)
+            grad = is_largest.view_as(embedded)
+            return constants.gradient(grad, *inner, scale=scale).view_as(states)
 
         return largest.mean((0, 3, 4)), slope
 

@@ -60,6 +60,32 @@ def modulate(features: Tensor, modulation: Modulation) -> Tensor:
     return nn.functional.silu(torch.addcmul(shift, features, factor))
 
 
+class UnrolledByHand(nn.Module):
+    """Dynamics with an unroll whose gradient is written by hand, for constant weights."""
+
+    def unroll_by_hand(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Pullback]] | None:
+        """States `[B, D]`, P action sequences from each `[B, P, H, A]` -> the states, time first,
+        `[H + 1, B, P, D]`, and the pullback to start and actions, whose gradient may lack the first
+        states. None if the weights take a gradient."""
+        constants = self._constants()
+        return None if constants is None else constants.unroll
+
+    def frozen_unroll(self, state: Tensor, actions: Tensor) -> Tensor | None:
+        """The same states, `[B, P, H + 1, D]`, for autograd. None as for `unroll_by_hand`, and for
+        no actions."""
+        constants = self._constants()
+        if constants is None or not actions.numel():
+            return None
+        if torch.is_grad_enabled() and (state.requires_grad or actions.requires_grad):
+            states = ByHand.apply(constants.unroll, state, actions)
+        else:
+            states = constants.states(state, actions)
+        return states.permute(1, 2, 0, 3)
+
+    def _constants(self) -> UnrollConstants | ConvConstants | None:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True)
 class MLPDynamicsConfig(Settings):
     hidden: Annotated[int, WIDTH] = 128
@@ -69,7 +95,7 @@ class MLPDynamicsConfig(Settings):
         return MLPDynamics(input_layer, self.hidden, prod(shape), action_dim, latent_dim)
 
 
-class MLPDynamics(nn.Module):
+class MLPDynamics(UnrolledByHand):
     """s' = s + MLP(s | a) for vector states; the action modulates every hidden layer (FiLM). Only
     the first `moving_dims` numbers of a state change."""
 
@@ -106,27 +132,6 @@ class MLPDynamics(nn.Module):
             states.append(self._step(states[-1], first, second))
         return states
 
-    def frozen_unroll(self, state: Tensor, actions: Tensor) -> Tensor | None:
-        """States `[B, D]`, P action sequences from each `[B, P, H, A]` -> `[B, P, H + 1, D]`, as by
-        `unroll`, in far fewer operations. None if the weights take a gradient, or the first layer
-        is not linear."""
-        constants = self._constants()
-        if constants is None or not actions.numel():
-            return None
-        if torch.is_grad_enabled() and (state.requires_grad or actions.requires_grad):
-            states = ByHand.apply(constants.unroll, state, actions)
-        else:
-            unroll = constants.take(actions.shape)
-            states = unroll.forward(state, actions)
-            constants.give_back(unroll)
-        return states.permute(1, 2, 0, 3)
-
-    def unroll_by_hand(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Pullback]] | None:
-        """`frozen_unroll` with its pullback, which takes the gradient of the states after the
-        first, time first, `[H, B, P, D]`."""
-        constants = self._constants()
-        return None if constants is None else constants.unroll
-
     def frozen_follow(
         self, state: Tensor, act: Callable[[Tensor, int], Tensor], shape: torch.Size
     ) -> tuple[Tensor, Tensor] | None:
@@ -142,6 +147,7 @@ class MLPDynamics(nn.Module):
         return states, actions
 
     def _constants(self) -> UnrollConstants | None:
+        """None also where the first layer is not linear."""
         if not isinstance(self.input_layer, nn.Linear):
             return None
         layers = (self.input_layer, self.hidden_layer, self.delta_head)
@@ -160,10 +166,8 @@ class MLPDynamics(nn.Module):
         return self.inverse_head(torch.cat(both, -1))
 
 
-FEW_FUTURES = 16
-"""Futures up to which a product of two weight matrices saves operations without much more work."""
-KEPT_NUMBERS = 2**20
-"""Largest number of activations of a layer in an unroll whose buffers are kept for the next."""
+KEPT_NUMBERS = 2**21
+"""Largest number of activations in an unroll whose buffers are kept for the next."""
 
 
 def _t(weight: Tensor) -> Tensor:
@@ -180,17 +184,18 @@ class UnrollConstants:
         out_weight: Tensor, out_bias: Tensor, *films: Tensor,
     ) -> None:  # fmt: skip
         """`films`: weight and bias of the modulation of both hidden layers."""
-        self.in_weight, self.in_bias, self.in_weight_t = in_weight, in_bias, _t(in_weight)
-        self.mid_weight, self.mid_bias, self.mid_weight_t = mid_weight, mid_bias, _t(mid_weight)
-        self.out_weight, self.out_bias, self.out_weight_t = out_weight, out_bias, _t(out_weight)
+        self.in_weight, self.in_weight_t = in_weight, _t(in_weight)
+        self.mid_weight, self.mid_weight_t = mid_weight, _t(mid_weight)
+        self.out_weight, self.out_weight_t, self.out_bias = out_weight, _t(out_weight), out_bias
         # rows: factor and shift of the first layer, then of the second
         self.film_weight, self.film_bias = torch.cat(films[::2]), torch.cat(films[1::2])
         self.film_bias.view(2, 2, -1)[:, 0] += 1
+        # shift + factor * (u + bias) = (shift + factor * bias) + factor * u
+        biases = torch.stack([in_bias, mid_bias])[..., None]
+        for rows in (self.film_weight, self.film_bias[:, None]):
+            factors, shifts = rows.view(2, 2, len(in_bias), -1).unbind(1)
+            shifts.addcmul_(factors, biases)
         self.film_weight_t = _t(self.film_weight)
-        # a step adds `outputs @ delta` to the state, and `outputs @ transition` to the output of
-        # the input layer; the last of the outputs is 1
-        self.delta = torch.cat([self.out_weight_t, out_bias[None]])
-        self.transition = self.delta @ self.in_weight_t
         self.free: dict[torch.Size, list[Unroll]] = {}
 
     def take(self, shape: torch.Size) -> Unroll:
@@ -203,14 +208,20 @@ class UnrollConstants:
 
     def give_back(self, unroll: Unroll) -> None:
         """They may be used again."""
-        if unroll.outputs.numel() <= KEPT_NUMBERS:
+        if unroll.inputs.numel() <= KEPT_NUMBERS:
             if len(self.free) > 8:
                 self.free.clear()
             self.free.setdefault(unroll.shape, []).append(unroll)
 
+    def states(self, state: Tensor, actions: Tensor) -> Tensor:
+        """`[B, D]`, `[B, P, H, A]` -> `[H + 1, B, P, D]`"""
+        unroll = self.take(actions.shape)
+        states = unroll.forward(state, actions)
+        self.give_back(unroll)
+        return states
+
     def unroll(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Pullback]:
-        """States `[B, D]`, actions `[B, P, H, A]` -> the states, time first, `[H + 1, B, P, D]`,
-        and the pullback, whose gradient may lack the first states."""
+        """As `MLPDynamics.unroll_by_hand`."""
         unrolls = [self.take(actions.shape)]
         states = unrolls[0].forward(state, actions)
 
@@ -230,16 +241,15 @@ class UnrollConstants:
 class StepBuffers(NamedTuple):
     """Views of the buffers of an unroll that belong to one step, `[N, ...]`."""
 
-    shift_1: Tensor
-    shift_2: Tensor
-    u: Tensor  # output of the input layer
-    v: Tensor  # output of the layer between the hidden ones
     factor_1: Tensor
     factor_2: Tensor
+    shift_1: Tensor
+    shift_2: Tensor
+    u: Tensor  # product of the state and the weights of the input layer
+    v: Tensor  # the same of the layer between the hidden ones
     x: Tensor  # what both activations act on
     y: Tensor
-    k: Tensor
-    outputs: Tensor  # k, and 1
+    delta: Tensor
     modulation: Tensor  # `[N, 4 F]`: factor and shift of both layers
 
 
@@ -247,50 +257,37 @@ class Unroll:
     """H steps of `MLPDynamics` with constant weights, and their gradient with respect to actions
     and start alone, both written by hand: a planner's time goes into the number of operations.
 
-    The input layer is linear, so its output u_t = W_in s_t + b_in has its own recurrence,
+    The input layer is linear, so its product u_t = W_in s_t has its own recurrence,
 
-        u_{t+1} = u_t + W_in (W_out k_t + b_out),  k = silu(FiLM(W_mid silu(FiLM(u)) + b_mid)),
+        d_t = W_out silu(FiLM(W_mid silu(FiLM(u_t)))) + b_out,   u_{t+1} = u_t + W_in d_t,
 
-    and all states follow from all k_t at once. Buffers are `[layer, H, N, F]`, N = B * P."""
+    and all states follow from all d_t at once. The other biases are in the shifts of FiLM. Buffers
+    are `[layer, H, N, F]`, N = B * P."""
 
     def __init__(self, constants: UnrollConstants, shape: torch.Size) -> None:
         self.constants, self.shape = constants, shape
         batch, count, horizon, _ = shape
         rows, (hidden, size) = batch * count, constants.in_weight.shape
-        self.few = rows <= FEW_FUTURES
         new = constants.in_weight.new_empty
-        self.modulation_rows, self.factors, self.shifts = self._modulations(rows, horizon, hidden)
-        self.features, self.inputs, self.slopes, self.grads = (
-            new(2, horizon, rows, hidden) for _ in range(4)
-        )
-        self.outputs = new(horizon, rows, hidden + 1).fill_(1)
+        modulations = new(rows, horizon, 2, 2, hidden)
+        self.factors, self.shifts = modulations.permute(3, 2, 1, 0, 4).unbind(0)
+        self.modulation_rows = modulations.view(rows * horizon, -1)
+        self.features, self.inputs, self.slopes = (new(2, horizon, rows, hidden) for _ in range(3))
         self.path = new(horizon + 1, batch, count, size)
-        self.grad_rows, self.grad_factors, self.grad_shifts = self._modulations(
-            rows, horizon, hidden
-        )
         self.later_states = new(horizon, horizon).fill_(1).triu_()
         self.start_state: tuple[Tensor | None, Any] = None, 0  # and its version
         # views that the steps read and write
         self.start, self.first_features = self.path[0], self.features[0, 0]
         self.start_rows = self.start.view(rows, size)
-        self.output_rows = self.outputs.view(-1, hidden + 1)
-        self.delta_rows = self.path[1:].view(-1, size)
-        modulation = self.modulation_rows.view(rows, horizon, -1).unbind(1)
-        by_layer = (*self.shifts, *self.features, *self.factors, *self.inputs)
-        by_step = [part.unbind(0) for part in (*by_layer, self.outputs[..., :-1], self.outputs)]
+        modulation = modulations.view(rows, horizon, -1).unbind(1)
+        by_layer = (*self.factors, *self.shifts, *self.features, *self.inputs)
+        by_step = [part.unbind(0) for part in (*by_layer, self.path[1:].view(horizon, rows, size))]
         self.forward_steps = [
             StepBuffers(*parts) for parts in zip(*by_step, modulation, strict=True)
         ]
         self.backward_steps = list(
-            zip(*(part.unbind(0) for part in (*self.grads, *self.slopes)), strict=True)
+            zip(*(part.unbind(0) for part in (*self.shifts, *self.slopes)), strict=True)
         )[::-1]
-
-    def _modulations(self, rows: int, horizon: int, hidden: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A buffer for modulations, `[N * H, 4 F]`, and its factors and shifts, `[layer, H, N,
-        F]`."""
-        buffer = self.constants.in_weight.new_empty(rows, horizon, 2, 2, hidden)
-        factors, shifts = buffer.permute(3, 2, 1, 0, 4).unbind(0)
-        return buffer.view(rows * horizon, -1), factors, shifts
 
     def forward(self, state: Tensor, actions: Tensor) -> Tensor:
         """`[B, D]`, `[B, P, H, A]` -> states `[H + 1, B, P, D]`"""
@@ -299,26 +296,23 @@ class Unroll:
         torch.addmm(c.film_bias, action_rows, c.film_weight_t, out=self.modulation_rows)
         if self.start_state[0] is not state or self.start_state[1] != version(state):
             self.start.copy_(state[:, None])
-            torch.addmm(c.in_bias, self.start_rows, c.in_weight_t, out=self.first_features)
+            torch.mm(self.start_rows, c.in_weight_t, out=self.first_features)
             self.start_state = state, version(state)
-        last: tuple[Tensor, Tensor] | None = None  # u and outputs of the step before
-        for layers in self.forward_steps:
-            if last is not None and self.few:
-                torch.addmm(*last, c.transition, out=layers.u)
-            elif last is not None:
-                torch.addmm(last[0], last[1] @ c.delta, c.in_weight_t, out=layers.u)
-            self._outputs(layers)
-            last = layers.u, layers.outputs
-        torch.mm(self.output_rows, c.delta, out=self.delta_rows)
+        last: StepBuffers | None = None
+        for step in self.forward_steps:
+            if last is not None:
+                torch.addmm(last.u, last.delta, c.in_weight_t, out=step.u)
+            torch.addmm(c.out_bias, self._outputs(step), c.out_weight_t, out=step.delta)
+            last = step
         return self.path.cumsum(0)
 
-    def _outputs(self, layers: StepBuffers) -> None:
-        """The output of the input layer -> the outputs of the last hidden layer."""
-        c, (shift_1, shift_2, u, v, factor_1, factor_2, x, y, k, _, _) = self.constants, layers
+    def _outputs(self, step: StepBuffers) -> Tensor:
+        """The product of the input layer -> the outputs of the last hidden layer, `[N, F]`."""
+        factor_1, factor_2, shift_1, shift_2, u, v, x, y, _, _ = step
         torch.addcmul(shift_1, u, factor_1, out=x)
-        torch.addmm(c.mid_bias, nn.functional.silu(x), c.mid_weight_t, out=v)
+        torch.mm(nn.functional.silu(x), self.constants.mid_weight_t, out=v)
         torch.addcmul(shift_2, v, factor_2, out=y)
-        torch.ops.aten.silu.out(y, out=k)
+        return nn.functional.silu(y)
 
     def follow(self, state: Tensor, act: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, Tensor]:
         """States `[B, D]` -> states `[B, P, H + 1, D]` and actions `[B, P, H, A]`, where every step
@@ -326,19 +320,20 @@ class Unroll:
         c, actions, self.start_state = self.constants, [], (None, 0)
         current = state if self.shape[1] == 1 else state.repeat_interleave(self.shape[1], 0)
         states = [current]
-        for step, layers in enumerate(self.forward_steps):
-            actions.append(act(current, step))
-            torch.addmm(c.film_bias, actions[-1], c.film_weight_t, out=layers.modulation)
-            torch.addmm(c.in_bias, current, c.in_weight_t, out=layers.u)
-            self._outputs(layers)
-            current = torch.addmm(current, layers.outputs, c.delta)
+        for number, step in enumerate(self.forward_steps):
+            actions.append(act(current, number))
+            torch.addmm(c.film_bias, actions[-1], c.film_weight_t, out=step.modulation)
+            torch.mm(current, c.in_weight_t, out=step.u)
+            current = torch.addmm(current + c.out_bias, self._outputs(step), c.out_weight_t)
             states.append(current)
         batch = self.shape[:2]
         return torch.stack(states, 1).unflatten(0, batch), torch.stack(actions, 1).view(self.shape)
 
     def gradient(self, grad: Tensor, to_start: bool) -> tuple[Tensor | None, Tensor]:
         """Gradients of the states `[H + 1, B, P, D]`, or of those after the first -> those of the
-        start `[B, D]`, or None, and of the actions `[B, P, H, A]`."""
+        start `[B, D]`, or None, and of the actions `[B, P, H, A]`. The gradients of the modulations
+        take the place of the modulations, so `forward` must come before each call: memory that the
+        processor has at hand is scarce."""
         c, silu_backward = self.constants, torch.ops.aten.silu_backward.grad_input
         by_time = grad.reshape(len(grad), -1)
         if len(grad) == len(self.path):
@@ -356,9 +351,9 @@ class Unroll:
             torch.mm(grad_k * slope_2, c.mid_weight, out=grad_h)
             if step is not last or to_start:
                 grad_u = grad_h * slope_1 if grad_u is None else grad_u.addcmul_(grad_h, slope_1)
-        silu_backward(self.grads, self.inputs, grad_input=self.grad_shifts)
-        torch.mul(self.grad_shifts, self.features, out=self.grad_factors)
-        grad_actions = (self.grad_rows @ c.film_weight).view(self.shape)
+        silu_backward(self.shifts, self.inputs, grad_input=self.shifts)
+        torch.mul(self.shifts, self.features, out=self.factors)
+        grad_actions = (self.modulation_rows @ c.film_weight).view(self.shape)
         grad_start = None
         if to_start:
             assert grad_u is not None
@@ -404,7 +399,7 @@ class ConvDynamicsConfig(Settings):
         return ConvDynamics(self, shape, action_dim, latent_dim)
 
 
-class ConvDynamics(nn.Module):
+class ConvDynamics(UnrolledByHand):
     """s' = s + convolutions(s | a) for map states: the change of a cell is a function of its
     neighbourhood, the same in every cell; the action modulates the features (FiLM)."""
 
@@ -428,15 +423,9 @@ class ConvDynamics(nn.Module):
         features = nn.functional.silu(torch.addcmul(features + shift, features, scale))
         return state + self.delta_head(nn.functional.silu(self.hidden_layer(features))).flatten(1)
 
-    def frozen_unroll(self, state: Tensor, actions: Tensor) -> Tensor | None:
-        """As `MLPDynamics.frozen_unroll`."""
+    def _constants(self) -> ConvConstants | None:
         weights = own_weights(self.input_layer, self.film, self.hidden_layer, self.delta_head)
-        constants = self.constants.get(weights, lambda: ConvConstants(self.shape, *weights))
-        if constants is None or not actions.numel():
-            return None
-        if torch.is_grad_enabled() and (state.requires_grad or actions.requires_grad):
-            return ByHand.apply(constants.unroll, state, actions)
-        return constants.unroll(state, actions)[0]
+        return self.constants.get(weights, lambda: ConvConstants(self.shape, *weights))
 
     def inverse(self, state: Tensor, next_state: Tensor) -> Tensor:
         """`[..., D]`, `[..., D]` -> `[..., A]`"""
@@ -455,13 +444,17 @@ class ConvConstants:
         out_bias: Tensor,
     ) -> None:  # fmt: skip
         self.channels, self.hidden = shape[0], len(mid_bias)
-        self.input = MapConvolution(in_weight, in_bias, shape[1:])
-        self.film_weight, self.film_weight_t = film_weight, _t(film_weight)
-        self.film_bias = film_bias.clone()
+        self.input, self.input_pullback = MapConvolution.with_pullback(in_weight, shape[1:])
+        self.delta, self.delta_pullback = MapConvolution.with_pullback(out_weight, shape[1:])
+        self.out_bias = out_bias
+        self.film_weight, self.film_bias = film_weight.clone(), film_bias.clone()
         self.film_bias[: self.hidden] += 1
+        # shift + factor * (u + bias) = (shift + factor * bias) + factor * u
+        for rows in (self.film_weight, self.film_bias[:, None]):
+            rows[self.hidden :].addcmul_(rows[: self.hidden], in_bias[:, None])
+        self.film_weight_t = _t(self.film_weight)
         self.mid_weight, self.mid_bias = mid_weight.flatten(1), mid_bias
         self.mid_weight_t = _t(self.mid_weight)
-        self.delta = MapConvolution(out_weight, out_bias, shape[1:])
         self.last_start: tuple[Any, ...] = None, 0, 0, None  # state, version, P; what it gives
 
     def start(self, state: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -472,63 +465,72 @@ class ConvConstants:
             cells = to_cells(state, self.channels).reshape(-1, self.channels)
             result = tuple(
                 part.unflatten(0, (len(state), 1, -1)).expand(-1, count, -1, -1).flatten(0, 2)
-                for part in (cells, self.input.without_bias(cells))
+                for part in (cells, self.input(cells))
             )
             self.last_start = state, version(state), count, result
         return result
 
+    def states(self, state: Tensor, actions: Tensor) -> Tensor:
+        """`[B, D]`, `[B, P, H, A]` -> `[H + 1, B, P, D]`"""
+        return self.unroll(state, actions)[0]
+
     def unroll(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Pullback]:
-        """States `[B, D]`, actions `[B, P, H, A]` -> states `[B, P, H + 1, D]`, and the pullback to
-        start and actions."""
+        """As `ConvDynamics.unroll_by_hand`."""
         silu, (batch, count, horizon, _) = nn.functional.silu, actions.shape
+        to_start, shape = state.requires_grad, actions.shape
         modulations = torch.addmm(self.film_bias, actions.flatten(0, 2), self.film_weight_t)
-        # [H, N, 1, F]: with the bias of the input layer in the shift
+        # [H, N, 1, F]
         factors, shifts = (
             modulations.view(batch * count, horizon, 1, -1).transpose(0, 1).chunk(2, -1)
         )
-        shifts = torch.addcmul(shifts, factors, self.input.bias)
         steps: list[tuple[Tensor, ...]] = []
         start, first = self.start(state, count)
-        states = [start]
-        for factor, shift in zip(factors.unbind(0), shifts.unbind(0), strict=True):
+        padded = start.new_zeros(horizon + 1, len(start) + 1, self.channels)
+        path = padded[:, :-1]
+        path[0].copy_(start)
+        by_step = zip(factors, shifts, path, padded, path[1:], strict=False)
+        for factor, shift, cells, padded_cells, next_cells in by_step:
             if steps:
-                first = self.input.without_bias(states[-1])
+                first = self.input(cells, padded_cells)
             u = first.view(batch * count, -1, self.hidden)
             x = torch.addcmul(shift, u, factor)
             y = torch.addmm(self.mid_bias, silu(x).view(-1, self.hidden), self.mid_weight_t)
             steps.append((factor, u, x, y))
-            delta = self.delta.without_bias(silu(y)).add_(self.delta.bias)
-            states.append(delta.add_(states[-1]))
+            torch.add(self.delta(silu(y)).add_(self.out_bias), cells, out=next_cells)
         # two copies of long rows are faster than one of single numbers
-        path = torch.cat(states).t().contiguous().view(self.channels, horizon + 1, batch, count, -1)
-        to_start, shape = state.requires_grad, actions.shape
+        maps = path.permute(2, 0, 1).contiguous()
+        maps = maps.view(self.channels, horizon + 1, batch, count, -1).permute(1, 2, 3, 0, 4)
 
         def pullback(grad: Tensor) -> tuple[Tensor | None, Tensor]:
             return self._gradient(grad, steps, to_start, shape)
 
-        return path.permute(2, 3, 1, 0, 4).flatten(-2), pullback
+        return maps.flatten(-2), pullback
 
     def _gradient(
         self, grad: Tensor, steps: Sequence[tuple[Tensor, ...]], to_start: bool, shape: torch.Size
     ) -> tuple[Tensor | None, Tensor]:
-        """The gradient of the states `[B, P, H + 1, D]` -> those of the start `[B, D]`, or None,
-        and of the actions (`shape`). `steps`: factor, u, x and y of each."""
-        silu_backward, channels = torch.ops.aten.silu_backward.grad_input, self.channels
-        by_time = to_cells(grad, channels).permute(2, 0, 1, 3, 4).flatten(1, 3)
-        grad_state, grad_factors, grad_shifts = by_time[-1], [], []
-        for step in reversed(range(len(steps))):
-            factor, u, x, y = steps[step]
-            grad_k = self.delta.gradient(grad_state)
+        """The gradient of the states `[H + 1, B, P, D]`, or of those after the first -> those of
+        the start `[B, D]`, or None, and of the actions (`shape`). `steps`: factor, u, x and y of
+        each."""
+        silu_backward = torch.ops.aten.silu_backward.grad_input
+        by_time = to_cells(grad, self.channels).reshape(len(grad), -1, self.channels).unbind(0)
+        padded = grad.new_zeros(len(by_time[-1]) + 1, self.channels)
+        grad_state, grad_factors, grad_shifts = padded[:-1].copy_(by_time[-1]), [], []
+        for step, (factor, u, x, y) in enumerate(reversed(steps), 1):
+            grad_k = self.delta_pullback(grad_state, padded)
             grad_h = (silu_backward(grad_k, y, grad_input=grad_k) @ self.mid_weight).view_as(x)
             grad_x = silu_backward(grad_h, x, grad_input=grad_h)
             grad_shifts.append(grad_x.sum(1))
             grad_factors.append((grad_x * u).sum(1))
-            if step or to_start:
+            if step < len(steps) or to_start:
                 grad_u = grad_x.mul_(factor).view(-1, self.hidden)
-                grad_state = self.input.gradient(grad_u).add_(grad_state).add_(by_time[step])
-        grad_shift = torch.stack(grad_shifts[::-1], 1)  # [N, H, F]
-        grad_factor = torch.stack(grad_factors[::-1], 1).addcmul_(grad_shift, self.input.bias)
-        grad_actions = (torch.cat([grad_factor, grad_shift], -1) @ self.film_weight).view(shape)
+                grad_state.add_(self.input_pullback(grad_u))
+                if step < len(by_time):
+                    grad_state.add_(by_time[-1 - step])
+        parts = torch.stack([*grad_factors[::-1], *grad_shifts[::-1]], 1)  # [N, 2 H, F]
+        by_step = parts.unflatten(1, (2, -1)).transpose(1, 2).flatten(2)
+        grad_actions = (by_step @ self.film_weight).view(shape)
         if not to_start:
             return None, grad_actions
-        return grad_state.view(*shape[:2], -1, channels).sum(1).mT.flatten(1), grad_actions
+        in_cells = grad_state.view(*shape[:2], -1, self.channels).sum(1)
+        return in_cells.mT.flatten(1), grad_actions

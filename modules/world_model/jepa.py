@@ -228,7 +228,9 @@ class WorldModel(nn.Module):
             return None
         if type(self) is not WorldModel:  # a subclass may imagine otherwise
             return None
-        unroll = level.dynamics.unroll_by_hand() if type(level.dynamics) is MLPDynamics else None
+        # a subclass may have another forward
+        has_unroll = type(level.dynamics) in (MLPDynamics, ConvDynamics)
+        unroll = level.dynamics.unroll_by_hand() if has_unroll else None  # type: ignore[operator]
         if unroll is None:
             return None
 
