@@ -234,7 +234,7 @@ class MapConvolution:
         parts = _memory.parts.get(key) or _parts(*key)
         if len(parts) == 1:
             return self._convolve(cells, padded, *parts[0][1:])
-        return torch.cat([self._convolve(cells[part], None, *rest) for part, *rest in parts])
+        return torch.cat([self._convolve(cells[part[0]], None, *part[1:]) for part in parts])
 
     def _convolve(
         self, cells: Tensor, padded: Tensor | None, memory: Tensor, by_tap: Tensor,
@@ -279,7 +279,7 @@ def _parts(
         with torch.inference_mode(False):  # its tensors can't be overwritten outside
             memory = torch.empty(max(MAX_PRODUCTS, at_once * numbers), dtype=dtype, device=device)
         _memory.products[dtype, device] = memory
-    parts = []
+    parts: list[_Part] = []
     for start in range(0, cells, at_once):
         count = min(at_once, cells - start)
         numbers_of_part = memory[: count * numbers].view(count, numbers)

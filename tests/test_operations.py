@@ -160,6 +160,23 @@ def test_slopes_by_hand_are_those_of_autograd():
         assert found.energy.requires_grad == ("control_cost" in weights)
 
 
+def test_slopes_by_hand_of_map_states_are_those_of_autograd():
+    config = ami.recipes.two_rooms_random()
+    with closing(config.env.build(1)) as env:
+        agent = ami.build(config, env.spec).double().requires_grad_(False)
+        context = agent.context(ami.Task(goal=env.goal(env.reset(seed=0)[1])))
+    for part in agent.parameters():
+        part.add_(0.02 * normal(*part.shape))  # the dynamics begin without change
+    state, raw = normal(1, prod(agent.shape)), normal(1, 3, HORIZON, 2, seed=1)
+    found, slope = agent.evaluator.slope_fn(context)(state, raw)
+    assert not found.energy.requires_grad
+    agent.requires_grad_()
+    expected, expected_slope = agent.evaluator.slope_fn(context)(state, raw)
+    assert expected.energy.requires_grad
+    torch.testing.assert_close(slope, expected_slope)
+    torch.testing.assert_close(found.terms, expected.detach().terms)
+
+
 class HalfBall(BallActions):
     """The user's own: it squashes otherwise."""
 
