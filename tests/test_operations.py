@@ -25,7 +25,7 @@ from modules.world_model.dynamics import ConvDynamicsConfig, MLPDynamicsConfig
 from modules.world_model.jepa import WorldModel, WorldModelConfig
 
 SHIPPED = Path(__file__).parents[1] / "runs" / "reference" / "two-rooms"
-MAX_OPERATIONS = 900
+MAX_OPERATIONS = 650
 HORIZON = 4
 
 
