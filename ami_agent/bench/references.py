@@ -31,7 +31,7 @@ from ami_agent.recipes.gym import gym
 from ami_agent.storage import run_dir
 from ami_agent.training import OfflineActorCritic, TrainJEPA
 from ami_agent.training.actor_critic import OfflineRun
-from ami_agent.training.optim import OptimConfig
+from ami_agent.training.optim import OptimConfig, tune_malloc
 from modules.actor.policy import PolicyProposal
 from modules.types import ConfigError, PlannerCarry, PlannerProtocol, ProposalFn, TaskContext
 
@@ -138,6 +138,7 @@ class References(CommandFlags):
 
     def _training(self, console: Console) -> list[Ratio]:
         print_line(console, f"updates in {ENV_ID}, batches of {BATCH}, layers of {HIDDEN}")
+        tune_malloc()  # as `ami train` does
         run, sac = offline_run(), "SB3's SAC"
         updates: dict[str, Callable[[], int]] = {
             "actor, critics": partial(_count, run.actor.update),
