@@ -110,6 +110,10 @@ def all_files(run: Path) -> list[Path]:
     return sorted(path for path in files if path.stat().st_size <= damage.LARGE)
 
 
+BEYOND_HARM = (ValueError, LookupError, OSError, RecursionError, SafetensorError)
+"""The errors of a harm in what an earlier harm left."""
+
+
 def one_file(run: Path, rng: random.Random) -> str:
     """Damages one file, the more important ones more often."""
     important = [p for p in all_files(run) if p.name in ("config.json", "tensors.safetensors")]
@@ -120,7 +124,7 @@ def one_file(run: Path, rng: random.Random) -> str:
     if path.name == checkpoint.TENSORS:
         harms += [damage.tensors_header, damage.tensors_values] * 2
     chosen = rng.choice(harms)
-    with suppress(ValueError, LookupError, SafetensorError):  # one that is damaged beyond that
+    with suppress(*BEYOND_HARM):
         chosen(path, rng)
     return f"{chosen.__name__} {path.relative_to(run)}"
 
@@ -256,7 +260,7 @@ def test_a_whole_run_folder_is_read(made, command):
 def test_a_run_folder_is_read_or_refused_in_one_line(made, command, seed):
     run, rng = folder_for(command, made), random.Random(seed)
     for _ in range(rng.choice([1, 1, 1, 2])):
-        with suppress(ValueError):  # what the first harm left can't be read as settings
+        with suppress(*BEYOND_HARM):
             note(rng.choice(HARMS)(run, rng))
     found = answer(*COMMANDS[command])
     event(f"{command} {found.code}")
