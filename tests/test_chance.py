@@ -264,13 +264,20 @@ def test_what_counts_is_how_often_chance_struck():
     assert highest(level, 0.0) >= 1
 
 
+def path_length(start, path):
+    """`[B, 2]`, `[B, N, 2]` -> `[B]`"""
+    return torch.cat([start[:, None], path], 1).diff(dim=1).norm(dim=-1).sum(-1)
+
+
 def test_without_chance_stochastic_edges_change_no_path():
     rng = torch.Generator().manual_seed(0)
     state, goal = torch.rand(2, 9, 2, generator=rng) * 6
     plain = stochastic(None, stochastic_edges=False)
     for alpha in (1.0, 0.3):
         calm = stochastic(thrown_to([0.1, 0.0], events=0, safe=20))
-        assert torch.equal(calm.plan(state, goal, alpha), plain.plan(state, goal, alpha))
+        paths = calm.plan(state, goal, alpha), plain.plan(state, goal, alpha)
+        # of paths of the same length, rounding decides which is the shorter one
+        torch.testing.assert_close(*(path_length(state, path) for path in paths))
 
 
 def test_each_task_has_its_own_paths_and_feedback_applies_to_them():

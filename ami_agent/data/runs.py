@@ -142,12 +142,12 @@ def _check_buffer(source: Path, state: Mapping[str, torch.Tensor]) -> None:
     age, episode_ends, steps = (
         state.get(name, torch.empty(0)) for name in ("age", "ended", "steps")
     )
-    sizes = (len(episode_ends), age.shape[-1])
+    sizes = (*episode_ends.shape[:1], *age.shape[1:2])
     rows = {name: part for name, part in state.items() if name not in ("ended", "steps")}
-    is_valid = age.ndim == 2 and steps.shape == (3,) and not steps.is_floating_point()
+    is_valid = len(sizes) == 2 and steps.shape == (3,) and not steps.is_floating_point()
     for name, part in rows.items():
         first_two = tuple(part.shape[:2])
         is_valid &= (first_two if name in BY_ENV else first_two[::-1]) == sizes
         files.check_finite(source, name, part)
-    if not is_valid or int(steps.min()) < 0:
+    if not is_valid or age.ndim > 2 or int(steps.min()) < 0:
         raise ConfigError(f"{source} holds no replay buffer: its parts are of different sizes")
