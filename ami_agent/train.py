@@ -134,7 +134,10 @@ def check_run_folder(config: Config, out: Path, seed: int, resume: bool) -> None
     if resume:
         check_resumable(out, config, seed)
         with closing(config.env.build(1)) as env:
-            check_same_spaces(run_dir.spec_of(out, config), env.spec, config.env)
+            try:
+                check_same_spaces(run_dir.spec_of(out, config), env.spec, config.env)
+            except ConfigError as error:
+                raise ConfigError(f"{out} can't be resumed: {error}") from None
     else:
         run_dir.ensure_unused(out, config.env.id)
 

@@ -266,7 +266,7 @@ def test_a_run_folder_is_read_or_refused_in_one_line(made, command, seed):
     event(f"{command} {found.code}")
     assert not Path(MARKER).exists()
     if found.code:
-        assert re.search(rf"{run.parts[0]}|environment '", found.error)
+        assert re.search(rf"{run.parts[0]}|environment '|but the agent is made for", found.error)
 
 
 @pytest.mark.parametrize("value", ["x", -1, True, None, [], 2.5])
