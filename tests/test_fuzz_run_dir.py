@@ -21,6 +21,7 @@ import torch
 from hypothesis import event, note
 from hypothesis import strategies as st
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 import ami_agent.cli.main as cli
 from ami_agent import recipes, viewer
@@ -283,6 +284,13 @@ def test_a_value_of_another_kind_is_refused_in_one_line(made, file, name, value)
     found = answer(*COMMANDS["resume finished"])
     assert found.code == (2 if value != [] or name == "stage_index" else 0)
     assert value == [] or "finished" in found.error
+
+
+def test_a_buffer_whose_parts_have_no_rows_is_refused(made):
+    path = folder_for("data", made) / "memory" / checkpoint.TENSORS
+    save_file({**load_file(path), "ended": torch.ones(())}, path)
+    damage.signed(path.parent)
+    assert "memory holds no replay buffer" in answer(*COMMANDS["data"]).error
 
 
 def test_an_error_does_not_quote_a_whole_file(made):
