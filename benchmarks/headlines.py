@@ -39,6 +39,7 @@ from ami_agent.evaluation.intervals import rate
 from ami_agent.logger import print_line
 from ami_agent.recipes.ogbench import CHANCE, NUM_TASKS
 from ami_agent.storage import run_dir
+from modules.types import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = Path(__file__).with_suffix(".json")
@@ -264,7 +265,20 @@ def changed_since(name: str, stored: Mapping[str, Any]) -> str | None:
     """The first thing that has changed since a figure was measured; None where nothing has."""
     if stored["code"] is None:
         return "it was measured before figures carried their settings"
-    return next(iter(config_io.differences(stored["code"], code_of(HEADLINES[name]))), None)
+    before = {**stored["code"], "settings": _completed(stored["code"]["settings"])}
+    return next(iter(config_io.differences(before, code_of(HEADLINES[name]))), None)
+
+
+def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings of agents with the defaults of fields that did not exist then; as they are
+    where a field is gone since."""
+    found = {}
+    for name, config in settings.items():
+        try:
+            found[name] = config_io.to_json(config_io.from_json(config, name))
+        except ConfigError:
+            found[name] = config
+    return found
 
 
 def measure(name: str, study: Study) -> dict[str, Any]:

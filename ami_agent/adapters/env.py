@@ -123,6 +123,9 @@ class EnvConfig:
     """Whether each environment has NumPy's global random generator to itself, seeded as the
     environment is: for environments that draw from it, whose episodes else depend on one
     another."""
+    goal_from_obs: bool = False
+    """Whether `desired_goal` in the observations of a goal environment is the goal that the agent
+    plans for, and no part of what it perceives."""
     max_episode_steps: int = 0
     """Steps after which an episode is truncated; 0 leaves it to the environment."""
     action_repeat: int = 1
@@ -156,6 +159,10 @@ class EnvConfig:
             frame_stack=(1, 1000),
             step_timeout=(0.0, 1e6),
         )
+        if self.goal_from_obs and self.frame_stack > 1:
+            raise ConfigError(
+                "goal_from_obs is True: a goal is one observation, so frame_stack must be 1"
+            )
         check_options(self.options)
         check_options(self.reset_options, "reset_options")
 

@@ -29,6 +29,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from ami_agent import interrupt
 from ami_agent.adapters import fault_tolerance as faults
+from ami_agent.adapters.goal_env import GoalInInfo
 from ami_agent.adapters.imports import absolute_import, choose_gl_backend, import_path
 from ami_agent.adapters.numpy_random import OwnNumpyRandom
 from ami_agent.adapters.spaces import NUMERIC_KINDS
@@ -286,6 +287,8 @@ def build_wrappers(config: EnvConfig) -> list[Callable[[Any], Any]]:
         wrappers.append(OwnNumpyRandom)
     if config.reset_options:
         wrappers.append(partial(ResetOptions, options=config.reset_options))
+    if config.goal_from_obs:
+        wrappers.append(GoalInInfo)
     if config.action_repeat > 1:
         wrappers.append(partial(ActionRepeat, action_repeat=config.action_repeat))
     if config.max_episode_steps:

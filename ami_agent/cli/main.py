@@ -122,8 +122,11 @@ def _recipe_for_env(
     make, default_env = ENV_RECIPES[name]
     if resumed is None:
         default = EnvFlags(env=replace(default_env, imports=tuple(files)))
-        flags, argv = config_flags.parse_known(default, argv, program)
-        return make(with_absolute_imports(flags.env), flags.data), argv
+        flags, left = config_flags.parse_known(default, argv, program)
+        if flags.env.id != default_env.id:  # the default's keyword arguments are not this one's
+            default = EnvFlags(env=EnvConfig(id=flags.env.id, imports=tuple(files)))
+            flags, left = config_flags.parse_known(default, argv, program)
+        return make(with_absolute_imports(flags.env), flags.data), left
     trusted = [*files, *RECIPE_IMPORTS.get(name, ())]
     before = run_dir.resumed_config(resumed, name, trusted)
     data = before.collect if isinstance(before.collect, LoadDataset) else LoadDataset()

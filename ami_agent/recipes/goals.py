@@ -1,13 +1,15 @@
-"""Any environment that names goals of its own (`info["goal"]`): the components are chosen by its
-spaces, and the agent learns from recorded episodes, or from steps of its own where there are
-none."""
+"""Any environment that names goals of its own, in `info["goal"]` or as the `desired_goal` of its
+observations: the components are chosen by its spaces, and the agent learns from recorded episodes,
+or from steps of its own where there are none."""
 
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from math import prod
 
 from ami_agent.adapters.env import EnvConfig
+from ami_agent.adapters.goal_env import goal_size
 from ami_agent.config import ActorConfig, Config, CostConfig, StageConfig
 from ami_agent.recipes.gym import IMAGE_WEIGHTS, NO_DATASET
 from ami_agent.training import (
@@ -45,12 +47,17 @@ in ten."""
 def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Config:
     """Any environment with goals of its own (`--env.id ID`), from recorded episodes (`--data PATH`)
     or from steps of its behaviour policy or of random actions. A landmark graph leads to far
-    goals."""
+    goals. Where a goal is a part of an observation (`desired_goal`), the critic and the policy
+    compare that part alone."""
+    with closing(env.build(1)) as adapter:
+        goal_dims = goal_size(adapter.vector_env.single_observation_space)
+    env = replace(env, goal_from_obs=env.goal_from_obs or goal_dims > 0)
     with closing(env.build(1)) as adapter:
         spec = adapter.spec
         dataset = data.with_all_steps(adapter) if data != NO_DATASET else None
     has_images = any(len(shape) == 3 for shape in spec.shapes.values())
-    is_low = not has_images and sum(map(prod, spec.shapes.values())) <= LOW_DIMENSIONAL
+    size = sum(map(prod, spec.shapes.values()))
+    is_low = not has_images and (goal_dims or size) <= LOW_DIMENSIONAL
     weights = IMAGE_WEIGHTS if has_images else IDENTITY_WEIGHTS
     optim = OptimConfig(steps=3000, batch_size=256)
     policy: dict[str, StageConfig]
@@ -65,11 +72,15 @@ def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Confi
         action_space=OneHotActions(sizes=spec.choices) if spec.choices else BoxActions(),
         perception=MultiModalEncoderConfig(vector_dim=0, patch=0 if has_images else 8),
         world_model=WorldModelConfig(
-            dynamics=FourierDynamicsConfig() if is_low else MLPDynamicsConfig(hidden=256)
+            dynamics=FourierDynamicsConfig()
+            if is_low and size <= LOW_DIMENSIONAL
+            else MLPDynamicsConfig(hidden=256)
         ),
         cost=CostConfig(
             goal_critic=GoalCriticConfig(
-                distance=FourierQuasimetricConfig(frequency_scale=FREQUENCY_SCALE)
+                distance=FourierQuasimetricConfig(
+                    frequency_scale=FREQUENCY_SCALE, goal_dims=goal_dims
+                )
                 if is_low
                 else QuasimetricConfig(hidden=256)
             )
@@ -83,11 +94,11 @@ def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Confi
                 stuck_after=4 * UNIT,
             ),
             planner=GradientPlannerConfig(num_proposals=2, num_warm_starts=1),
-            policy=PolicyConfig(hidden=256),
+            policy=PolicyConfig(hidden=256, goal_dims=goal_dims),
         ),
         # the critic has minima of its own in corners that the data hardly visit, where a plan would
         # stay; towards a subgoal nearby the straight line is right, and leads out of them
-        configurator=ConfiguratorConfig(goal_distance=50.0),
+        configurator=ConfiguratorConfig(goal_distance=0.0 if goal_dims else 50.0),
         tasks={"reach": TaskSpec(goal_source="env")},
         stages={
             "collect": dataset or CollectRandom(num_envs=100, steps=500),

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec, behaviour_policy, rollout
 from ami_agent.adapters.fault_tolerance import EnvError
+from ami_agent.adapters.goal_env import ACHIEVED_GOAL, DESIRED_GOAL
 from modules.memory.replay_buffer import ALL_PARTS, Parts, ReplayBuffer
 from modules.types import ConfigError, Trajectory, as_dict
 
-DESIRED_GOAL, ACHIEVED_GOAL = "desired_goal", "achieved_goal"
-"""Their names in the observations of Gymnasium's goal environments."""
 HINT = "--actor-critic.hindsight-fraction 0 trains without hindsight"
 NUM_CHECKED_STEPS = 64
 """Steps for which rewards are compared with `compute_reward` before training."""

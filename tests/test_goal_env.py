@@ -1,0 +1,116 @@
+"""Goal environments in Gymnasium's form: the desired goal in their observations is what the agent
+plans for."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict
+
+import ami_agent as ami
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.adapters.fault_tolerance import EnvError
+from ami_agent.cli.main import _recipe
+from ami_agent.config import build
+from ami_agent.recipes import goals
+from modules.types import ConfigError
+from tests.conftest import small
+
+ENV = "tests/Plane-v0"
+NEAR = 0.2
+
+
+class Plane(gymnasium.Env):
+    """A point that moves in a square, and a place where it should be; its age is no part of a
+    goal."""
+
+    action_space = Box(-1, 1, (2,), np.float32)
+
+    def __init__(self) -> None:
+        place = Box(-2, 2, (2,), np.float32)
+        age = Box(0, 100, (1,), np.float32)
+        self.observation_space = Dict(achieved_goal=place, desired_goal=place, observation=age)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.age, (self.place, self.goal) = 0, self.np_random.uniform(-1, 1, (2, 2))
+        return self._observe(), {}
+
+    def step(self, action):
+        self.age, self.place = self.age + 1, (self.place + 0.2 * action).clip(-1, 1)
+        success = float(np.linalg.norm(self.place - self.goal)) < NEAR
+        return self._observe(), float(success), False, False, {"is_success": success}
+
+    def _observe(self):
+        place, goal, age = (np.array(x, np.float32) for x in (self.place, self.goal, [self.age]))
+        return {"achieved_goal": place, "desired_goal": goal, "observation": age}
+
+
+if ENV not in gymnasium.registry:
+    gymnasium.register(ENV, entry_point=Plane, max_episode_steps=4)
+
+CONFIG = EnvConfig(id=ENV, goal_from_obs=True)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_the_desired_goal_is_named_at_every_reset_and_never_observed(mode):
+    env = EnvConfig(id=ENV, goal_from_obs=True, vectorization_mode=mode)
+    with closing(env.build(3)) as adapter, closing(EnvConfig(id=ENV).build(3)) as plain:
+        assert list(adapter.spec.shapes) == ["achieved_goal", "observation"]
+        obs, info = adapter.reset(7)
+        expected, _ = plain.reset(7)
+        goal = adapter.goal(info)
+        torch.testing.assert_close(goal["achieved_goal"], expected["desired_goal"])
+        torch.testing.assert_close(obs["achieved_goal"], expected["achieved_goal"])
+        assert torch.equal(goal["observation"], torch.zeros(3, 1))
+        for _ in range(5):  # the fifth step resets
+            result = adapter.step(obs, torch.zeros(3, 2))
+            expected = plain.step(expected, torch.zeros(3, 2)).next_obs
+            obs = result.next_obs
+        new = adapter.goal(result.info)
+        torch.testing.assert_close(new["achieved_goal"], expected["desired_goal"])
+        assert not torch.equal(new["achieved_goal"], goal["achieved_goal"])
+
+
+def test_goals_are_compared_in_the_part_that_they_are_about():
+    config = goals(EnvConfig(id=ENV))
+    assert config.env.goal_from_obs
+    assert config.eval_env.goal_from_obs
+    with closing(config.env.build(1)) as adapter:
+        agent = build(small(config), adapter.spec)
+    place = torch.rand(4, 2)
+    state = agent.encode({"achieved_goal": place, "observation": torch.zeros(4, 1)})
+    older = agent.encode({"achieved_goal": place, "observation": torch.full((4, 1), 50.0)})
+    assert not torch.equal(state, older)
+    distance = agent.cost.goal_critic.distance
+    assert torch.equal(distance.embed(state), distance.embed(older))
+    other = agent.encode({"achieved_goal": place + 1, "observation": torch.zeros(4, 1)})
+    assert (distance(state, other) > 0).all()
+    no_task = torch.zeros(4, 0)
+    assert torch.equal(agent.policy(state, state, no_task), agent.policy(state, older, no_task))
+
+
+def test_an_agent_trains_and_acts_where_the_goal_is_in_the_observation(tmp_path):
+    config = small(goals(EnvConfig(id=ENV)))
+    agent = ami.train(config, out=tmp_path / "run")
+    for mode in ("plan", "react"):
+        found = ami.evaluate(agent, config.eval_env, mode=mode, episodes=3)
+        assert found["final_success"]["mean"] in (0, 1 / 3, 2 / 3, 1)
+
+
+def test_observations_without_a_desired_goal_and_stacked_ones_are_refused():
+    with pytest.raises((ConfigError, EnvError), match=r"goal_from_obs is True.*'desired_goal'"):
+        EnvConfig(id="Pendulum-v1", goal_from_obs=True).build(1)
+    with pytest.raises(ConfigError, match=r"goal_from_obs is True.*frame_stack must be 1"):
+        EnvConfig(id=ENV, goal_from_obs=True, frame_stack=2)
+
+
+def test_another_environment_has_no_keyword_arguments_of_the_recipes_own():
+    config, _ = _recipe("goals", ["--env.id", ENV], "ami train goals")
+    assert config.env.options == {}
+    config, _ = _recipe("goals", ["--env.options", "obs_type", "state"], "ami train goals")
+    assert config.env.options == {"map": "u", "obs_type": "state"}
