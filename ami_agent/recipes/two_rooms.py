@@ -44,16 +44,16 @@ def two_rooms() -> Config:
         action_space=BallActions(),
         perception=ImageEncoderConfig(patch=8),
         world_model=WorldModelConfig(dynamics=MLPDynamicsConfig(hidden=256)),
-        actor=ActorConfig(planner=GradientPlannerConfig()),
+        actor=ActorConfig(planner=GradientPlannerConfig(warm_iterations=2)),
         configurator=ConfiguratorConfig(goal_distance=2.0),
         stages={
             "collect": CollectRandom(
                 num_envs=1500, steps=32, options={"max_episode_steps": 32, "directed_fraction": 0.5}
             ),
-            "train_jepa": TrainJEPA(optim=OptimConfig(steps=1300, batch_size=128, lr=1.5e-3)),
+            "train_jepa": TrainJEPA(optim=OptimConfig(steps=900, batch_size=128, lr=1.5e-3)),
             "train_goal_critic": TrainQuasimetric(optim=OptimConfig(steps=4000, batch_size=256)),
             "distill_policy": DistillPlanner(
-                optim=OptimConfig(steps=5000, batch_size=512, lr=2e-3), steps=32
+                optim=OptimConfig(steps=2000, batch_size=512, lr=2e-3), steps=32
             ),
         },
     )
@@ -87,6 +87,7 @@ def two_rooms_slow() -> Config:
                 length=10, optim=OptimConfig(steps=2000, batch_size=256, lr=2e-3)
             ),
             "stages.select_landmarks": SelectLandmarks(num_windows=600, length=40),
+            "stages.distill_policy.optim.steps": 5000,
         },
     )
 
@@ -103,6 +104,8 @@ def two_rooms_distracted() -> Config:
             "eval_env": env,
             "perception": MultiModalEncoderConfig(),
             "configurator.modality_weights": {"background": 0.0},
+            "stages.train_jepa.optim.steps": 1300,
+            "stages.distill_policy.optim.steps": 5000,
         },
     )
 
@@ -120,7 +123,7 @@ def two_rooms_random() -> Config:
         world_model=WorldModelConfig(dynamics=ConvDynamicsConfig()),
         cost=CostConfig(goal_critic=GoalCriticConfig(distance=ConvQuasimetricConfig())),
         actor=ActorConfig(
-            planner=GradientPlannerConfig(num_proposals=2, num_warm_starts=1),
+            planner=GradientPlannerConfig(num_proposals=2, num_warm_starts=1, warm_iterations=2),
             stuck_recovery=StuckPerturbationConfig(),
             policy_proposal=None,
         ),
