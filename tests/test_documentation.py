@@ -156,10 +156,12 @@ def test_a_command_of_the_documentation_has_the_flags_that_it_shows(command, mon
 
 def check_train(name: str, flags: list[str]) -> None:
     flags = resolve_aliases(flags, TRAIN_ALIASES)
+    if name == "gymnasium-robotics":  # without the package
+        is_pushing = "FetchPush-v4" in flags
+        name = "gym" if is_pushing else "goals"
     if name in ("goals", "ogbench"):  # one recipe; that of OGBench needs the package and data
         _, flags = config_flags.parse_known(EnvFlags(env=DEFAULT_ENV), flags, "ami")
         name = "goals"
-    name = {"gymnasium-robotics": "gym"}.get(name, name)
     if name != "gym":
         config, flags = config_flags.choose_components(recipe(name), flags)
         config_flags.parse(TrainFlags(config=config), flags, "ami")

@@ -59,11 +59,17 @@ def test_without_gymnasium_robotics_one_line_says_how_to_install_it(monkeypatch,
     assert "gymnasium-robotics is not installed: pip install 'ami-agent[robotics]'" in line
 
 
-def test_the_recipe_of_gymnasium_robotics_learns_with_hindsight():
+def test_gymnasium_robotics_is_planned_in_where_a_goal_is_a_position_of_the_agent_itself():
     pytest.importorskip("gymnasium_robotics", reason="needs the extra `robotics`")
-    config = robotics.gymnasium_robotics(EnvConfig(id="PointMaze_Large-v3"))
-    assert config.find(OnlineActorCritic).hindsight_fraction == 0.8
-    assert config.env.imports == ("gymnasium_robotics",)
+    pushing = robotics.gymnasium_robotics(EnvConfig(id="FetchPush-v4"))
+    assert pushing.find(OnlineActorCritic).hindsight_fraction == 0.8
+    assert not pushing.env.goal_from_obs
+    point = robotics.gymnasium_robotics(EnvConfig(id="PointMaze_Large-v3"))
+    assert point.env.goal_from_obs
+    assert point.actor.policy.goal_dims == 2
+    for config in (pushing, point):
+        assert config.env.imports == ("gymnasium_robotics",)
+        assert config.recipe == "gymnasium-robotics"
 
 
 def test_published_results_name_every_learner():
