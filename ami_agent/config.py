@@ -32,6 +32,7 @@ from modules.cost.drives import Drives, InteroceptiveCost
 from modules.cost.goal_critic import GoalCritic
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import ReferenceObservations, ShortTermMemory
+from modules.nets import check_goal_dims
 from modules.perception.image import Encoder
 from modules.types import HORIZON, ActorProtocol, BadSetting, ConfigError, QuasimetricFns, Settings
 
@@ -332,6 +333,7 @@ def _build(
         perception: Encoder = component("perception", spec.shapes, kind=Encoder)
         require_attributes("perception", perception, "shape")
         shape, action_dim = perception.shape, spec.action_dim
+        check_goal_dims(config.configurator.goal_dims, shape)
         short_term_memory = component("memory.short_term", shape)
         if short_term_memory is None:
             short_term_memory = ShortTermMemory()

@@ -120,6 +120,9 @@ class PlannerSettings(Protocol):
 class ConfiguratorConfig(Settings):
     goal_distance: Annotated[float, WEIGHT] = 0.0
     """Weight u of the squared distance to the goal in representation space."""
+    goal_dims: Annotated[int, (0, 65_536)] = 0
+    """Numbers of a state, from the first, in which that distance is measured: what the goal is
+    about. 0: all."""
     control_cost: Annotated[float, WEIGHT] = 0.0
     """Weight u of the squared length of the actions."""
     critic: Annotated[float, WEIGHT] = 1.0
@@ -152,6 +155,7 @@ class Configurator:
             name: getattr(config, name) for name in ("goal_distance", "control_cost", "critic")
         } | dict(intrinsic)
         self.horizon, self.iterations = planner.horizon, planner.iterations
+        self.goal_dims = config.goal_dims
         self.modes, self.modalities, self.drives = modes, modalities, drives
         self.drives_with_critic = drives_with_critic
         self.conditioned_on, self.cvar_alpha = config.conditioned_on, config.cvar_alpha
@@ -213,6 +217,7 @@ class Configurator:
             reference_states=goal[:0],
             step_scale=goal.new_ones(len(goal)),
             upper_plans=goal[:, None, None][:, :0],
+            goal_dims=self.goal_dims,
         )
 
 

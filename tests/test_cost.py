@@ -130,6 +130,22 @@ def test_goal_distance_is_the_mean_squared_distance_of_all_future_states():
     assert goal_distance(A_PATH, context(HOME)).item() == (0 + 0 + 2**2 + 4**2) / 4
 
 
+def test_goal_distance_counts_the_numbers_that_the_goal_is_about_alone():
+    task = context(normal(2, 3, seed=2).double())._replace(goal_dims=2)
+    states = normal(2, 3, 4, 3).double().requires_grad_()
+    path = rollout(states, normal(2, 3, 3, 2).double())
+    difference = states[:, :, 1:, :2] - task.goal[:, None, None, :2]
+    torch.testing.assert_close(goal_distance(path, task), difference.square().mean((-2, -1)))
+    assert torch.autograd.gradcheck(
+        lambda states: goal_distance(path._replace(states=states), task), (states,)
+    )
+    by_hand = cost_of(None).by_hand(task._replace(weights={"goal_distance": 3.0}))
+    assert by_hand is not None
+    terms, slope = by_hand(path)
+    (grad,) = torch.autograd.grad(terms["goal_distance"].sum(), states)
+    torch.testing.assert_close(slope.permute(1, 2, 0, 3), grad[:, :, 1:])
+
+
 def test_control_cost_is_the_mean_squared_length_of_the_actions():
     assert control_cost(A_PATH, context(HOME)).item() == (5**2 + 1) / 2
 

@@ -15,7 +15,7 @@ import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.cli.main import _recipe
-from ami_agent.config import build
+from ami_agent.config import build, override
 from ami_agent.recipes import goals
 from modules.types import ConfigError
 from tests.conftest import small
@@ -92,6 +92,16 @@ def test_goals_are_compared_in_the_part_that_they_are_about():
     assert (distance(state, other) > 0).all()
     no_task = torch.zeros(4, 0)
     assert torch.equal(agent.policy(state, state, no_task), agent.policy(state, older, no_task))
+
+
+@pytest.mark.parametrize("path", ["configurator.goal_dims", "actor.policy.goal_dims"])
+def test_a_goal_is_about_no_more_numbers_than_a_state_has(path):
+    config = override(small(goals(EnvConfig(id=ENV))), {path: 4})
+    with (
+        closing(config.env.build(1)) as adapter,
+        pytest.raises(ConfigError, match="goal_dims is 4, but a state has 3 numbers"),
+    ):
+        build(config, adapter.spec)
 
 
 def test_an_agent_trains_and_acts_where_the_goal_is_in_the_observation(tmp_path):

@@ -98,7 +98,7 @@ def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Confi
         ),
         # the critic has minima of its own in corners that the data hardly visit, where a plan would
         # stay; towards a subgoal nearby the straight line is right, and leads out of them
-        configurator=ConfiguratorConfig(goal_distance=0.0 if goal_dims else 50.0),
+        configurator=ConfiguratorConfig(goal_distance=50.0, goal_dims=goal_dims),
         tasks={"reach": TaskSpec(goal_source="env")},
         stages={
             "collect": dataset or CollectRandom(num_envs=100, steps=500),

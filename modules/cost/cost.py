@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from types import MappingProxyType
 from typing import Annotated
 
@@ -37,18 +37,33 @@ class IntrinsicCostConfig(Settings):
 
 
 def goal_distance(rollout: Rollout, context: TaskContext) -> Tensor:
-    """Mean squared difference of state and goal, mean over the path; `[B, P]`."""
+    """Mean squared difference of state and goal, in the numbers that the goal is about, mean over
+    the path; `[B, P]`."""
     goal = context.goal
     if goal.requires_grad:
-        return (rollout.states[:, :, 1:] - goal[:, None, None]).square().mean((-2, -1))
-    return differentiable(mean_square, rollout.states, goal)
+        size = context.goal_dims or goal.shape[-1]
+        difference = rollout.states[:, :, 1:, :size] - goal[:, None, None, :size]
+        return difference.square().mean((-2, -1))
+    energy = partial(mean_square, goal_dims=context.goal_dims)
+    return differentiable(energy, rollout.states, goal)
 
 
-def mean_square(states: Tensor, goal: Tensor) -> tuple[Tensor, Callable[[float], Tensor]]:
+def mean_square(
+    states: Tensor, goal: Tensor, goal_dims: int = 0
+) -> tuple[Tensor, Callable[[float], Tensor]]:
     """`goal_distance` with its gradient; see `PathEnergy`."""
+    size = goal_dims or states.shape[-1]
+    rest = states.shape[-1] - size
+    if rest:
+        states, goal = states[..., :size], goal[..., :size]
     difference = states - (goal if len(goal) == 1 else goal[:, None])
-    count = len(states) * states.shape[-1]
-    return difference.square().mean((0, -1)), lambda weight: difference * (2 * weight / count)
+    scale = 2 / (len(states) * size)
+
+    def slope(weight: float) -> Tensor:
+        part = difference * (scale * weight)
+        return nn.functional.pad(part, (0, rest)) if rest else part
+
+    return difference.square().mean((0, -1)), slope
 
 
 def control_cost(rollout: Rollout, context: TaskContext) -> Tensor:
@@ -171,7 +186,8 @@ class Cost(nn.Module):
     def by_hand(self, context: TaskContext) -> CostByHand | None:
         """The same for states that follow from actions, with the gradient of their sum; None if
         the gradient of any of them is not written by hand."""
-        found: dict[str, PathEnergy | None] = {"goal_distance": mean_square}
+        energy = partial(mean_square, goal_dims=context.goal_dims)
+        found: dict[str, PathEnergy | None] = {"goal_distance": energy}
         critic = self.goal_critic
         # a subclass may have another forward
         if type(critic) is GoalCritic and type(critic.distance) is Quasimetric:
