@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from dataclasses import replace
 from typing import Any
@@ -53,6 +54,14 @@ def _few_timed_actions(monkeypatch):
     monkeypatch.setattr(evaluate, "WARM_UP_ACTIONS", 1)
 
 
+def pytest_collection_finish():
+    """What was imported stays: the garbage collector, which takes a fifth of the time of tests that
+    read a command line, need not walk over it, nor come that often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+
+
 def pytest_collection_modifyitems(items):
     """The longest first: where several processes share the work, none is left alone with them."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
@@ -96,8 +105,12 @@ def unexpected_query(state, free):
     raise AssertionError("the level imagined without a need")
 
 
-def small(config: Config, steps: int = 6) -> Config:
-    """The same components and stages, with a handful of updates each."""
+def small(config: Config, steps: int = 6, iterations: int = 0) -> Config:
+    """The same components and stages, with a handful of updates each; and of iterations of the
+    planner, if given."""
+    planner = {}
+    if iterations:
+        planner = {"actor.planner.iterations": iterations, "actor.planner.warm_iterations": 1}
     stages = {
         name: stage if isinstance(stage, OfflineActorCritic) else small_stage(stage, config, steps)
         for name, stage in config.stages.items()
@@ -107,7 +120,7 @@ def small(config: Config, steps: int = 6) -> Config:
         subgoals = {"actor.subgoals.num_landmarks": 6, "actor.subgoals.max_edges": 3}
     elif isinstance(config.actor.subgoals, HierarchicalJEPAConfig):
         subgoals = {"actor.subgoals.memory_size": 40}
-    return override(config, {"stages": stages, **subgoals})
+    return override(config, {"stages": stages, **planner, **subgoals})
 
 
 def small_stage(stage: Any, config: Config, steps: int) -> Any:

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -130,6 +130,39 @@ def child(do: Callable[[], None], log: Path) -> int:
         log.write_text(traceback.format_exc())
     finally:
         os._exit(code)
+
+
+class Printed(NamedTuple):
+    """What a command printed, and its exit code."""
+
+    code: int
+    output: str
+    errors: str
+
+
+def printed(do: Callable[[], int]) -> Printed:
+    """The answer of a command in a process of its own, as `child`, whose output goes into pipes.
+    It must fit in these, which hold 64 KiB."""
+    pipes = [os.pipe() for _ in range(2)]
+    pid = os.fork()
+    if not pid:
+        code = 70
+        try:
+            sys.stdout, sys.stderr = (os.fdopen(end, "w") for _, end in pipes)
+            code = do()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(code)
+    for _, end in pipes:
+        os.close(end)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    output, errors = (Path(f"/dev/fd/{end}").read_text() for end, _ in pipes)
+    for end, _ in pipes:
+        os.close(end)
+    return Printed(code, output, errors)
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +22,11 @@ from ami_agent.cli.main import main
 from ami_agent.config import override
 from ami_agent.storage import checkpoint
 from ami_agent.storage.run_dir import write_json
-from ami_agent.train import train
+from ami_agent.train import Trainer, train
+from ami_agent.viewer import projectors
 from modules.types import ConfigError
-from tests.conftest import OWN_RECIPES, error_line
+from tests.conftest import OWN_RECIPES, error_line, small
+from tests.kills import printed
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,10 +34,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A finished run with a handful of updates."""
-    from tests.conftest import small
-
     folder = tmp_path_factory.mktemp("runs") / "run"
-    train(small(ami.recipes.two_rooms()), out=folder)
+    train(small(ami.recipes.two_rooms(), iterations=2), out=folder)
     return folder
 
 
@@ -43,6 +43,13 @@ def run(tmp_path_factory) -> Path:
 def own(run, tmp_path) -> Path:
     """A copy of it that a test may spoil."""
     return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def brief(config: ami.Config) -> ami.Config:
+    """The same with short episodes and little planning, for commands that evaluate it."""
+    planner = replace(config.actor.planner, horizon=3, iterations=2, warm_iterations=1)
+    short = replace(config.eval_env, options={"max_episode_steps": 10})
+    return override(config, {"actor.planner": planner, "eval_env": short})
 
 
 @pytest.mark.parametrize(
@@ -231,10 +238,7 @@ def test_the_help_names_every_group_of_flags_and_shows_one_by_its_name(capsys):
 def test_train_writes_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypatch, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    brief = replace(
-        tiny.actor.planner, horizon=3, iterations=2, warm_iterations=1
-    )  # it plans 700 times here
-    monkeypatch.setattr(cli, "recipe", lambda name: override(tiny, {"actor.planner": brief}))
+    monkeypatch.setattr(cli, "recipe", lambda name: brief(tiny))
     out, output = tmp_path / "run", tmp_path / "results.json"
     argv = [
         "train",
@@ -253,7 +257,7 @@ def test_train_writes_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypatch,
     assert "react" in message
     assert "…" not in message  # no figure is cut
     for policy in ("plan", "react", "random", "oracle"):
-        assert f"evaluate, {policy}  80/80  " in message
+        assert f"evaluate, {policy}  20/20  " in message
     figures = json.loads(output.read_text())
     assert list(figures) == ["plan", "react"]
     assert figures["plan"]["recipe"] == "two-rooms"
@@ -284,7 +288,8 @@ def test_a_resumed_run_is_found_by_the_name_of_its_recipe(name):
     assert recipes.recipe(name).recipe == name
 
 
-def test_show_writes_a_page(run, tmp_path):
+def test_show_writes_a_page(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(projectors, "GRID_SIZE", 11)
     output = tmp_path / "results.json"
     argv = ["show", run, "--episodes", "1", "--out", tmp_path / "show", "--json", output]
     assert main([str(a) for a in argv]) == 0
@@ -419,38 +424,27 @@ def test_an_env_that_the_agent_was_not_trained_for_is_refused(run, capsys):
     )
 
 
-def test_a_full_disk_ends_a_run_in_one_line_and_keeps_what_was_saved(tmp_path):
-    code = (
-        "import resource, sys\n"
-        "sys.path.insert(0, sys.argv[1])\n"
-        "import torch; torch.set_num_threads(1)\n"
-        "from tests.conftest import small\n"
-        "import ami_agent as ami\n"
-        "import ami_agent.cli.main as cli\n"
-        "from ami_agent import recipes\n"
-        "config = small(ami.recipes.two_rooms(), 40)\n"
-        "cli.recipe = lambda name: config\n"
-        "import ami_agent.train as _\n"
-        "train = sys.modules['ami_agent.train'].Trainer\n"
-        "run_updates = train._run_updates\n"
-        "def full(self, index, name, stage_run):\n"
-        "    if name == 'train_goal_critic':\n"
-        "        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-        "    run_updates(self, index, name, stage_run)\n"
-        "train._run_updates = full\n"
-        "sys.exit(cli.main(['train', 'two-rooms', '--out', sys.argv[2], '--save-every', '0']))\n"
-    )
-    argv = [sys.executable, "-c", code, str(ROOT), str(tmp_path / "run")]
-    done = subprocess.run(argv, capture_output=True, text=True, env=dict(os.environ), check=False)
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith("ami: ")
-    assert done.stderr.count("\n") == 1
+def test_a_full_disk_ends_a_run_in_one_line_and_keeps_what_was_saved(tmp_path, monkeypatch):
+    config, run_updates = small(ami.recipes.two_rooms(), 40), Trainer._run_updates
+
+    def full(self, index, name, stage_run):
+        if name == "train_goal_critic":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        run_updates(self, index, name, stage_run)
+
+    monkeypatch.setattr(cli, "recipe", lambda name: config)
+    monkeypatch.setattr(Trainer, "_run_updates", full)
+    argv = ["train", "two-rooms", "--out", str(tmp_path / "run"), "--save-every", "0"]
+    done = printed(lambda: main(argv))
+    assert done.code == 1, done.errors
+    assert done.errors.startswith("ami: ")
+    assert done.errors.count("\n") == 1
     _, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"))
     assert facts["stage_index"] == 2  # the world model was trained and is kept
 
 
 def test_a_study_trains_every_variant_and_can_be_continued(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "recipe", lambda name: replace(tiny, recipe="two-rooms"))
+    monkeypatch.setattr(cli, "recipe", lambda name: replace(brief(tiny), recipe="two-rooms"))
     argv = ["ablate", "two-rooms", "--without", "goal_critic"]
     argv += [
         "--seeds",

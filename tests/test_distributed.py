@@ -275,7 +275,8 @@ def test_torchrun_trains_and_evaluates_one_run(tmp_path):
         "--collect.num-envs 8 --collect.steps 16 --train-jepa.optim.steps 4 "
         "--train-goal-critic.optim.steps 4 --distill-policy.optim.steps 4 "
         "--distill-policy.rounds 1 --distill-policy.num-envs 4 --distill-policy.steps 2 "
-        "--eval-env.options max_episode_steps 4 --episodes 1 --device cpu"
+        "--eval-env.options max_episode_steps 4 --episodes 1 --device cpu "
+        "--planner.iterations 1 --planner.warm-iterations 1 --planner.horizon 2"
     )
     run = tmp_path / "run"
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

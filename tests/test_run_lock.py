@@ -6,10 +6,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import signal
 import stat
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -23,12 +22,13 @@ import ami_agent as ami
 import ami_agent.cli.main as cli
 from ami_agent import logger
 from ami_agent.ablation.run_study import folders
+from ami_agent.cli import command_flags
 from ami_agent.cli.main import main
 from ami_agent.storage import checkpoint, files
 from ami_agent.storage.files import LOCK, locked
 from modules.types import ConfigError
 from tests.conftest import error_line
-from tests.kills import child, line
+from tests.kills import child, line, printed
 
 ROOT = Path(__file__).parent.parent
 
@@ -214,7 +214,9 @@ def test_names_are_printed_as_they_are(name):
 
 
 def test_a_run_in_a_folder_with_brackets(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "recipe", lambda name: replace(tiny, recipe="two-rooms"))
+    brief = replace(tiny.eval_env, options={"max_episode_steps": 4})
+    config = replace(tiny, recipe="two-rooms", eval_env=brief)
+    monkeypatch.setattr(cli, "recipe", lambda name: config)
     monkeypatch.chdir(tmp_path)
     run = "lr[seed=1]/[/b]"
     assert main(["train", "two-rooms", "--out", run, "--episodes", "1"]) == 0
@@ -224,32 +226,21 @@ def test_a_run_in_a_folder_with_brackets(tiny, tmp_path, monkeypatch, capsys):
     assert "lr[x] is not a run folder" in error_line(capsys, "eval", "lr[x]", "--episodes", "1")
 
 
-FULL = """
-import resource, sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-import ami_agent as ami
-import ami_agent.cli.main as cli
-from ami_agent.cli import command_flags
-from tests.kills import child, line
-written = command_flags.write_json
-def full(path, data, follow_links):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-    written(path, data, follow_links)
-run = sys.argv[2]
-ami.train(line(), out=run)
-command_flags.write_json = full
-sys.exit(cli.main(["eval", run, "--episodes", "1", "--mode", "react", "--json", run + "/e.json"]))
-"""
+def test_the_table_is_printed_though_its_file_can_not_be_written(tmp_path, monkeypatch):
+    run, written = tmp_path / "run", command_flags.write_json
 
+    def full(path, data, follow_links):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        written(path, data, follow_links)
 
-def test_the_table_is_printed_though_its_file_can_not_be_written(tmp_path):
-    argv = [sys.executable, "-c", FULL, str(ROOT), str(tmp_path / "run")]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    assert "agent, react" in done.stdout
-    assert f"ami: {tmp_path / 'run' / 'e.json'} was not written: File too large" in done.stderr
-    assert done.stderr.count("\n") == 1
+    ami.train(line(), out=run)
+    monkeypatch.setattr(command_flags, "write_json", full)
+    argv = ["eval", str(run), "--episodes", "1", "--mode", "react", "--json", f"{run}/e.json"]
+    done = printed(lambda: main(argv))
+    assert done.code == 1, done.errors
+    assert "agent, react" in done.output
+    assert f"ami: {run / 'e.json'} was not written: File too large" in done.errors
+    assert done.errors.count("\n") == 1
     names = os.listdir(tmp_path / "run")
     assert "e.json" not in names
     assert not [name for name in names if name.endswith(files.DRAFT)]

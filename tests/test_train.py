@@ -11,8 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -91,27 +94,62 @@ STAGES = {
 }
 
 
+class CopiedAt(KilledAt):
+    """A logger that copies the run folder after so many logged updates of each of some stages: what
+    a kill would leave there."""
+
+    def __init__(self, run: Path, stages: Sequence[str], copies: Path) -> None:
+        self.silence, self.run, self.left, self.copies = Logger(), run, [*stages], copies
+
+    def log_scalars(self, stage, step, values) -> None:
+        if stage in self.left and step >= 4:
+            self.left.remove(stage)
+            shutil.copytree(self.run, self.copies / stage, ignore=shutil.ignore_patterns(".lock"))
+
+
+class Whole(NamedTuple):
+    """A run that was never killed, and its folder as it was within each of its stages."""
+
+    config: ami.Config
+    agent: ami.Agent
+    copies: Path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Callable[[str], Whole]:
+    @cache
+    def of_recipe(name: str) -> Whole:
+        folder = tmp_path_factory.mktemp("whole")
+        config = override(
+            small(ami.recipes.recipe(name), iterations=2),
+            {"stages.train_jepa.target_encoder": EMATargetConfig()},
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "LOG_EVERY", 2)
+            agent = train(config, out=folder / "run", seed=1)
+            logger = CopiedAt(folder / "saved", STAGES[name], folder / "copies")
+            saved = train(config, out=folder / "saved", seed=1, logger=logger, save_every=0)
+        assert same_weights(agent, saved)
+        return Whole(config, agent, folder / "copies")
+
+    return of_recipe
+
+
 @pytest.mark.parametrize(
     ("recipe", "stage"), [(name, stage) for name, stages in STAGES.items() for stage in stages]
 )
-def test_killed_and_resumed_it_ends_as_if_never_killed(recipe, stage, tmp_path, monkeypatch):
+def test_killed_and_resumed_it_ends_as_if_never_killed(recipe, stage, whole, tmp_path, monkeypatch):
+    config, agent, copies = whole(recipe)
     monkeypatch.setattr(training, "LOG_EVERY", 2)
-    config = small(ami.recipes.recipe(recipe))
-    config = override(
-        config,
-        {"stages.train_jepa.target_encoder": EMATargetConfig()},
-    )
-    whole = train(config, out=tmp_path / "whole", seed=1)
-    with pytest.raises(Killed):
-        train(config, out=tmp_path / "cut", seed=1, logger=KilledAt(stage), save_every=0)
-    resumed = train(config, out=tmp_path / "cut", seed=1, resume=True, save_every=0)
-    assert same_weights(whole, resumed)
+    cut = shutil.copytree(copies / stage, tmp_path / "cut")
+    reached = checkpoint.load(checkpoint.latest(cut))[1]
+    assert reached["stages"][reached["stage_index"]] == stage
+    assert same_weights(agent, train(config, out=cut, seed=1, resume=True, save_every=0))
 
 
 @pytest.mark.parametrize("episode", ["collect", "planner_rollouts"])
-def test_killed_between_buffer_and_checkpoint_it_resumes(episode, tmp_path, monkeypatch):
-    config = small(ami.recipes.two_rooms_random())
-    whole = train(config, out=tmp_path / "whole", seed=1)
+def test_killed_between_buffer_and_checkpoint_it_resumes(episode, whole, tmp_path, monkeypatch):
+    config, agent, _ = whole("two-rooms-random")
     index, save = list(config.stages).index(episode), training.Trainer._save
 
     def killed(run, stage_run):
@@ -123,7 +161,7 @@ def test_killed_between_buffer_and_checkpoint_it_resumes(episode, tmp_path, monk
     with pytest.raises(Killed):
         train(config, out=tmp_path / "cut", seed=1)
     monkeypatch.undo()
-    assert same_weights(whole, train(config, out=tmp_path / "cut", seed=1, resume=True))
+    assert same_weights(agent, train(config, out=tmp_path / "cut", seed=1, resume=True))
 
 
 def test_a_process_killed_by_sigkill_can_be_resumed(tiny, tmp_path):
@@ -131,7 +169,7 @@ def test_a_process_killed_by_sigkill_can_be_resumed(tiny, tmp_path):
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from tests.conftest import small; import ami_agent as ami\n"
         "import torch; torch.set_num_threads(1)\n"
-        "ami.train(small(ami.recipes.two_rooms(), 500), out=sys.argv[2], save_every=0.05)\n"
+        "ami.train(small(ami.recipes.two_rooms(), 150, 2), out=sys.argv[2], save_every=0.05)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(tmp_path / "run")])
     deadline = time.monotonic() + 60
@@ -139,7 +177,7 @@ def test_a_process_killed_by_sigkill_can_be_resumed(tiny, tmp_path):
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    config = small(ami.recipes.two_rooms(), 500)
+    config = small(ami.recipes.two_rooms(), 150, 2)
     resumed = train(config, out=tmp_path / "run", resume=True)
     assert same_weights(resumed, train(config, out=tmp_path / "whole"))
 

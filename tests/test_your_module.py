@@ -70,10 +70,11 @@ def run(command: str) -> int:
     """The command, with so few steps that it takes seconds."""
     _, *argv = shlex.split(command)
     settings: dict[str, int] = {"episodes": 2}
-    if argv[0] != "eval":
-        settings |= SHORT if ":fast" in command else SHORT | DISTILL
     if argv[0] == "ablate":
         settings["seeds"] = 1
+    if argv[0] != "eval":
+        settings |= SHORT if ":fast" in command else SHORT | DISTILL
+        argv += ["--eval-env.options", "max_episode_steps", "4"]
     return main([*argv, *(f"--{name}={value}" for name, value in settings.items())])
 
 
