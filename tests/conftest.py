@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import signal
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import ami_agent  # noqa: F401  # isort: skip  # before PyTorch, whose threads then wait asleep
@@ -52,6 +54,22 @@ def _few_timed_actions(monkeypatch):
     """An evaluation times some actions alone; what it times is no test's business but its own."""
     monkeypatch.setattr(evaluate, "TIMED_ACTIONS", 4)
     monkeypatch.setattr(evaluate, "WARM_UP_ACTIONS", 1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _coarse_and_read_once():
+    """Critic maps are coarse, and the source of a class, which every command line reads for the
+    help of its settings, is looked up once."""
+    find = inspect.findsource
+    find_class = cache(find)
+
+    def findsource(found):
+        return (find_class if isinstance(found, type) else find)(found)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ami_agent.viewer.projectors.GRID_SIZE", 11)
+        patch.setattr(inspect, "findsource", findsource)
+        yield
 
 
 def pytest_collection_finish():

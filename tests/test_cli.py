@@ -23,7 +23,6 @@ from ami_agent.config import override
 from ami_agent.storage import checkpoint
 from ami_agent.storage.run_dir import write_json
 from ami_agent.train import Trainer, train
-from ami_agent.viewer import projectors
 from modules.types import ConfigError
 from tests.conftest import OWN_RECIPES, error_line, small
 from tests.kills import printed
@@ -288,8 +287,7 @@ def test_a_resumed_run_is_found_by_the_name_of_its_recipe(name):
     assert recipes.recipe(name).recipe == name
 
 
-def test_show_writes_a_page(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(projectors, "GRID_SIZE", 11)
+def test_show_writes_a_page(run, tmp_path):
     output = tmp_path / "results.json"
     argv = ["show", run, "--episodes", "1", "--out", tmp_path / "show", "--json", output]
     assert main([str(a) for a in argv]) == 0

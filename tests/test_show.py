@@ -61,14 +61,6 @@ def collect_data(
     return (project(episode, projector) for (episode,) in recordings)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _coarse():
-    """A coarse critic map shows as much as a fine one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(projectors, "GRID_SIZE", 11)
-        yield
-
-
 @pytest.fixture(scope="module")
 def agent() -> Agent:
     torch.set_num_threads(1)

@@ -385,7 +385,7 @@ def test_a_reward_that_never_varied_is_reported(tmp_path, options, end):
     ],
 )
 def test_both_modes_learn_in_every_unit(tmp_path, options, seed):
-    config = config_of(steps=300, updates=200, batch_size=64, **options)
+    config = config_of(steps=200, updates=100, batch_size=64, **options)
     agent = ami.train(config, out=tmp_path / "run", seed=seed)
     for mode in ("plan", "react"):
         found = ami.evaluate(agent, config.eval_env, mode=mode, episodes=10)
