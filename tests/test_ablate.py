@@ -6,12 +6,14 @@ import csv
 import gc
 import io
 import json
+import multiprocessing
 import os
 import re
 import signal
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -29,6 +31,7 @@ from ami_agent.ablation import (
     Serial,
     Study,
     StudyPlan,
+    executors,
     page,
     removable,
     run_study,
@@ -363,7 +366,17 @@ def test_the_duration_of_a_study_is_reported_before_and_after(tmp_path, monkeypa
     assert "of work" not in said(tmp_path / "first", seeds=3)
 
 
-def test_a_process_that_dies_stops_no_other_process(tmp_path):
+@pytest.fixture
+def imported_once(monkeypatch):
+    """The processes of a study come from one that has imported everything, rather than import it
+    each; test_signals.py has a study whose processes begin as they do otherwise."""
+    multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
+    server = multiprocessing.get_context("forkserver")
+    names = {**vars(multiprocessing), "get_context": lambda method: server}
+    monkeypatch.setattr(executors, "multiprocessing", SimpleNamespace(**names))
+
+
+def test_a_process_that_dies_stops_no_other_process(imported_once, tmp_path):
     configs = {"base": config_of(), "deadly": config_of("kills")}
     done = run(configs, tmp_path / "two", ProcessPool(2), seeds=1)
     assert done.failures() == ["deadly, seed 0 failed: its process died"]
