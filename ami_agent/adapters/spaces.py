@@ -1,48 +1,52 @@
-"""Gymnasium spaces as the agent meets them: an observation becomes tensors, checked against its
-space, and an action `[..., A]` in [-1, 1] becomes what `env.step` takes."""
+"""Gymnasium spaces as the agent meets them: how each leaf of an observation space is converted,
+which follows from its space and its layout, and how an action `[..., A]` in [-1, 1] becomes what
+`env.step` takes. `observations.py` reads the observations.
+
+Vectors, and everything that can be written as one (numbers, choices, switches), are float32, or
+float64 where float32 would round them. Images are `[channels, height, width]`: bytes stay bytes,
+other numbers become float32; the encoder standardizes them.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import reduce
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from math import prod
-from operator import getitem
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from gymnasium import Space, spaces
+from gymnasium import spaces
 from torch import Tensor
 
-from ami_agent.adapters.fault_tolerance import EnvError
-from modules.types import ConfigError, Observation
+from modules.types import ConfigError
 
 MAX_CHOICES = 2**14
 """Options of all discrete actions together: each is one number of the agent's action."""
 MAX_INTEGER_RANGE = 2**24
 """Integers between the bounds of an action: float32 represents no more of them exactly."""
-MAX_ABS_VALUE = 1e19
-"""The largest observation and reward, more than int64 holds: the square of a much larger number is
-infinite in float32, and would make results wrong without an error."""
-TOO_LARGE = f"a number beyond {MAX_ABS_VALUE:g}, too large"
 NUMERIC_KINDS = "biuf"
 """Kinds of NumPy arrays that hold numbers: booleans, integers, floats."""
+
+MIN_IMAGE_SIDE = 8
+"""Pixels of an image's side; arrays of three axes with a shorter side are vectors."""
+MIN_GRAY_IMAGE_SIDE = 16
+"""The same for arrays of two axes that are not bytes: sets of vectors are seldom as large."""
+CHANNELS = (1, 2, 3, 4)
+STACKED_CHANNELS = (6, 8, 9, 12, 16)
+"""Channels of one image, and of several that are stacked along the channel axis."""
+MIN_STACKED_SIDE = 32
+"""Pixels of a side of stacked images; a shorter axis may be one of channels."""
+ROUNDING_TOLERANCE = 1e-5
+"""Fraction of its range by which a number may leave its space through rounding."""
 
 Path: TypeAlias = tuple[Any, ...]
 """The keys that lead to a leaf."""
 Layout: TypeAlias = Literal["auto", "vector", "set", "channels-last", "channels-first", "ignore"]
 """How a user says that an array is read; `auto` leaves it to `guess_layout`."""
-OutOfBounds: TypeAlias = Literal["pass", "clip", "refuse"]
-"""The treatment of a finite number outside its Box."""
-TREATMENTS = {"pass": ("used as they are", "clip or refuse"), "clip": ("clipped", "pass or refuse")}
-"""In words, with the other choices."""
 Convert: TypeAlias = Callable[[Any], Any]
 """`[B, *leaf]` -> `[B, *modality.shape]`"""
-
-log = logging.getLogger(__name__)
-_already_warned: set[tuple[str, ...]] = set()  # of this process: an environment is made many times
 
 
 class ModalitySpec(NamedTuple):
@@ -50,6 +54,10 @@ class ModalitySpec(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
+
+
+Conversion: TypeAlias = tuple[ModalitySpec, Convert, str]
+"""What a leaf becomes, the function that converts it, and a summary in words."""
 
 
 class Bounds(NamedTuple):
@@ -60,108 +68,199 @@ class Bounds(NamedTuple):
     tolerance: Any = 0.0
 
 
-class OutOfBoundsError(ValueError):
-    """A number outside its space."""
-
-    def __init__(self, number: float, relation: str, index: tuple[int, ...] = ()) -> None:
-        position = f" at {list(index)}" if index else ""
-        super().__init__(f"{number:g}{position}, {relation}")
-        self.number = number
-
-
-class ObsField(NamedTuple):
-    """One leaf of an observation: its place, its space and its conversion."""
-
-    path: Path
-    space: spaces.Space
-    modality: ModalitySpec
-    convert: Convert
-    summary: str  # of the conversion, in words
-    bounds: Bounds | None  # None: no number can be outside
-    out_of_bounds: OutOfBounds
-    name: str
-    env: str
-
-    def __call__(self, obs: Any, what: str = "observation") -> Any:
-        """Raises OutOfBoundsError for a number outside the space where that is refused, ValueError
-        for another shape. `what`: the observation's name in a warning."""
-        part = self.leaf(obs)
-        part = part if isinstance(part, Tensor) else np.asarray(part)
-        if tuple(part.shape[1:]) != self.space.shape:
-            raise ValueError(f"its shape is {tuple(part.shape[1:])}, not {self.space.shape}")
-        if self.bounds is not None and isinstance(part, np.ndarray):
-            part = self._check_bounds(part, self.bounds, what)
-        return self.convert(part)
-
-    def leaf(self, obs: Any) -> Any:
-        """This field's part of an observation as the environment delivers it."""
-        return reduce(getitem, self.path, obs)
-
-    def _check_bounds(self, part: np.ndarray, bounds: Bounds, what: str) -> np.ndarray:
-        """Leaves NaN and infinities to `read_obs`, which refuses them."""
-        outside = (part < bounds.low - bounds.tolerance) | (part > bounds.high + bounds.tolerance)
-        if not outside.any() or not np.isfinite(part).all():
-            return part
-        first = tuple(np.argwhere(outside)[0].tolist())
-        value, index = part[first], first[1:]
-        low, high = (np.broadcast_to(edge, part.shape[1:])[index] for edge in bounds[:2])
-        relation = f"below its low {low:g}" if value < low else f"above its high {high:g}"
-        error = OutOfBoundsError(float(value), relation, index)
-        if self.out_of_bounds == "refuse" or not isinstance(self.space, spaces.Box):
-            raise error
-        treatment, alternatives = TREATMENTS[self.out_of_bounds]
-        warn_once(
-            (self.env, what, self.name),
-            f"{obs_label(self.env, what, self.name)} holds {error}: this and later ones are "
-            f"{treatment} (--env.out-of-bounds {alternatives})",
-        )
-        if self.out_of_bounds == "pass":
-            return part
-        return np.clip(part, self.space.low, self.space.high).astype(part.dtype)
-
-
-def warn_once(key: tuple[str, ...], message: str) -> None:
-    """Logs the message of this key, unless it was logged before."""
-    if key not in _already_warned:
-        _already_warned.add(key)
-        log.warning(message)
-
-
-def obs_label(env: str, what: str, name: str) -> str:
-    """A part of an observation in words, for messages."""
-    label = what if name == "obs" else f"{what} {name!r}"
-    return f"environment {env!r}: {label}" if env else label
-
-
-def read_obs(fields: Mapping[str, ObsField], obs: Any, what: str) -> dict[str, Tensor]:
-    """The observations `[B, *O]` of each field; EnvError where they are not of their space."""
-    found = {}
-    for name, reader in fields.items():
-        label = obs_label(reader.env, what, name)
-        try:
-            part = found[name] = torch.as_tensor(reader(obs, what))
-            is_valid, reason = part.shape[1:] == reader.modality.shape, ""
-        except OutOfBoundsError as out_of_bounds:
-            is_box = isinstance(reader.space, spaces.Box)
-            alternative = ", or set --env.out-of-bounds to pass or clip" if is_box else ""
-            raise EnvError(
-                f"{label} holds {out_of_bounds}, outside its space {reader.space}: correct the "
-                f"environment or its observation_space{alternative}"
-            ) from None
-        except (TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
-            is_valid, reason = False, f": {error}"
-        if not is_valid:
-            raise EnvError(f"{label} is not of its space {reader.space}{reason}")
-        if part.is_floating_point():
-            check_numbers(label, part)
+def named_leaves(space: spaces.Space) -> dict[str, tuple[Path, spaces.Space]]:
+    """The leaves by name, "obs" where there is but one; ConfigError for two of the same name."""
+    found: dict[str, tuple[Path, spaces.Space]] = {}
+    for path, leaf in leaves(space):
+        name = "/".join(str(key).replace(".", "_") for key in path) if path else "obs"
+        name = "obs_" if path and name == "obs" else name  # "obs" is reserved for a single leaf
+        if name in found:
+            raise ConfigError(f"two parts of the observation would both be called {name!r}")
+        found[name] = (path, leaf)
     return found
 
 
-def check_numbers(label: str, numbers: Tensor) -> None:
-    """Raises EnvError for NaN, infinities and numbers that are too large."""
-    if not (numbers.abs() <= MAX_ABS_VALUE).all():
-        problem = TOO_LARGE if bool(numbers.isfinite().all()) else "NaN or infinity"
-        raise EnvError(f"{label} holds {problem}")
+def leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[Path, spaces.Space]]:
+    """The parts of a space that hold no others, each with its path."""
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
+        yield path, space
+        return
+    parts = space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+    for key, part in parts:
+        yield from leaves(part, (*path, key))
+
+
+def reason_to_ignore(leaf: spaces.Space, layout: Layout, is_only_leaf: bool) -> str:
+    """Why no encoder reads a leaf, in words; empty where one does."""
+    if layout == "ignore":
+        return "ignored, by --env.obs-layout"
+    if is_only_leaf:
+        return ""
+    if isinstance(leaf, spaces.Box):
+        return "" if prod(leaf.shape) else "ignored: it holds no number"
+    return f"ignored: the agent reads no text ({type(leaf).__name__})" if _is_text(leaf) else ""
+
+
+def _is_text(space: spaces.Space) -> bool:
+    """Also for a space class that is not Gymnasium's."""
+    if isinstance(space, spaces.Text):
+        return True
+    if type(space).__module__.startswith("gymnasium."):
+        return False
+    with suppress(Exception):  # third-party code may raise anything
+        return isinstance(space.sample(), str)
+    return False
+
+
+def bounds_of(space: spaces.Space) -> Bounds | None:
+    """The bounds of a space; None where no number can be outside."""
+    if isinstance(space, spaces.Discrete):
+        return Bounds(np.asarray(space.start), np.asarray(space.start + space.n - 1))
+    if isinstance(space, spaces.MultiDiscrete):
+        return Bounds(space.start, space.start + space.nvec - 1)
+    if isinstance(space, spaces.MultiBinary):
+        return Bounds(np.zeros(space.shape, np.int8), np.ones(space.shape, np.int8))
+    if not isinstance(space, spaces.Box) or space.dtype == np.bool_:
+        return None
+    if space.dtype == np.uint8 and not space.low.any() and (space.high == 255).all():
+        return None
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    if not (np.isfinite(low).any() or np.isfinite(high).any()):
+        return None
+    if not np.issubdtype(space.dtype, np.floating):
+        return Bounds(low, high)
+    with np.errstate(over="ignore", invalid="ignore"):
+        span = high - low
+        size = np.maximum(np.where(np.isfinite(low), abs(low), abs(high)), 1.0)
+    return Bounds(low, high, ROUNDING_TOLERANCE * np.where(np.isfinite(span), span, size))
+
+
+def conversion_of(what: str, space: spaces.Space, stack: int, layout: Layout) -> Conversion:
+    """The conversion of a leaf; ConfigError where it can't be read. `what`: its subject and verb
+    in a message. `stack`: the leaf holds so many frames along its first axis."""
+    if isinstance(space, spaces.Box):
+        return _box_conversion(what, space, stack, layout)
+    if layout != "auto":
+        raise ConfigError(
+            f"{what} {space}, which can't be read as {layout}: of other spaces than Box the only "
+            "obs_layout is ignore"
+        )
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        adapter = action_adapter(space)  # one-hot, as discrete actions are
+        modality = ModalitySpec((adapter.size,))
+        return modality, adapter.from_env, f"one-hot, {adapter.size} numbers"
+    if isinstance(space, spaces.MultiBinary):
+        size = prod(space.shape)
+        return ModalitySpec((size,)), partial(to_vectors, shape=(-1,)), f"vector, {size} switches"
+    raise ConfigError(
+        f"{what} {space}; the agent observes Box, Discrete, MultiDiscrete, MultiBinary, and "
+        "Dict or Tuple of these: wrap the environment so that it delivers one of them "
+        "(gymnasium.wrappers.TransformObservation), or ignore a part of a Dict "
+        "(--env.obs-layout NAME ignore)"
+    )
+
+
+def _box_conversion(what: str, space: spaces.Box, stack: int, layout: Layout) -> Conversion:
+    shape = space.shape
+    if not prod(shape):
+        raise ConfigError(f"{what} {space}: there is nothing to observe")
+    num_frames = stack if len(shape) > 1 and stack > 1 else 1
+    frame_shape = shape[1:] if num_frames > 1 else shape
+    if layout == "auto":
+        layout = guess_layout(space, frame_shape)
+        layout = "vector" if layout == "set" and num_frames > 1 else layout
+    if layout in ("channels-last", "channels-first"):
+        return _image_conversion(f"{what} {space}", space, frame_shape, num_frames, layout)
+    if layout == "set":
+        if len(shape) != 2:
+            raise ConfigError(f"{what} {space}, which can't be read as set: a set has 2 axes")
+        summary = f"set, {shape[0]} vectors of {shape[1]} numbers each, {space.dtype}"
+        convert = as_is if space.dtype == np.float32 else partial(to_vectors, shape=shape)
+        return ModalitySpec(shape), convert, summary
+    shape_note = f" (shape {shape})" if len(shape) > 1 else ""
+    count_text = f"{prod(shape)} number{'s' if prod(shape) > 1 else ''}"
+    # float32 rounds a clock in seconds since 1970, float64, to steps of two minutes
+    is_double = not np.can_cast(space.dtype, np.float32)
+    is_plain_vector = len(shape) == 1 and space.dtype == np.float32
+    convert = as_is if is_plain_vector else partial(to_vectors, shape=(-1,), double=is_double)
+    modality = ModalitySpec((prod(shape),), torch.float64 if is_double else torch.float32)
+    return modality, convert, f"vector, {count_text}{shape_note}, {space.dtype}"
+
+
+def guess_layout(space: spaces.Box, shape: tuple[int, ...]) -> Layout:
+    """The most likely layout of an array of this shape, which is the space's without an axis of
+    stacked frames. Gymnasium's convention, channels last, holds unless the shape contradicts."""
+    if len(shape) == 2:
+        if _is_gray_image(space, shape):
+            return "channels-last"
+        return "set" if space.dtype == np.float32 else "vector"
+    if len(shape) < 3:
+        return "vector"
+    first, middle, last = shape[-3:]
+    candidates: tuple[Layout, ...] = ("channels-last", "channels-first")
+    if _first_are_channels(first, middle, last):
+        candidates = ("channels-first", "channels-last")
+    sides = {"channels-last": (first, middle), "channels-first": (middle, last)}
+    return next((layout for layout in candidates if min(sides[layout]) >= MIN_IMAGE_SIDE), "vector")
+
+
+def _first_are_channels(first: int, middle: int, last: int) -> bool:
+    """Two equal axes are the sides of an image; else the short axis holds the channels."""
+    if (first == middle) != (middle == last):
+        return middle == last
+    if last in CHANNELS:
+        return False
+    return first in CHANNELS or (first in STACKED_CHANNELS and last >= MIN_STACKED_SIDE)
+
+
+def _is_gray_image(space: spaces.Box, sides: tuple[int, ...]) -> bool:
+    """Whether two axes are those of an image with one channel: its pixels have the same finite
+    bounds."""
+    if space.dtype == np.uint8:
+        return min(sides) >= MIN_IMAGE_SIDE
+    low, high = space.low.flat[0], space.high.flat[0]
+    is_uniform = bool((space.low == low).all() and (space.high == high).all())
+    is_finite = bool(np.isfinite(low) and np.isfinite(high))
+    return min(sides) >= MIN_GRAY_IMAGE_SIDE and is_uniform and is_finite
+
+
+def _image_conversion(
+    what: str, space: spaces.Box, shape: tuple[int, ...], frames: int, layout: Layout
+) -> Conversion:
+    """An image `[*frames, height, width, channels]` or `[*frames, channels, height, width]`; the
+    encoder's input has the channels of all frames, one behind the other. `shape`: of one frame."""
+    if len(shape) < 2:
+        raise ConfigError(
+            f"{what} of shape {shape}, which can't be read as {layout}: an image has 2 axes or more"
+        )
+    # an array of two axes has one channel, and no axis of channels to move
+    last = layout == "channels-last" and len(shape) > 2
+    frames *= prod(shape[:-3])
+    axes = shape[-3:] if len(shape) > 2 else (1, *shape)
+    height, width, channels = axes if last else (*axes[1:], axes[0])
+    frames_text = f"{frames} frames, " if frames > 1 else ""
+    channels_text = f"{channels} channel{'s' if channels > 1 else ''}"
+    order = layout.replace("-", " ")
+    summary = f"image, {height}x{width}, {frames_text}{channels_text}, {space.dtype}, {order}"
+    image_shape = (frames * channels, height, width)
+    if space.dtype not in (np.uint8, np.bool_):
+        shaped = partial(to_floats, shape=image_shape, last=last, origin=image_origin(space))
+        return ModalitySpec(image_shape), shaped, summary
+    is_plain = space.dtype == np.uint8 and not last and space.shape == image_shape
+    convert = as_bytes if is_plain else partial(to_bytes, shape=image_shape, last=last)
+    return ModalitySpec(image_shape, torch.uint8), convert, summary
+
+
+def image_origin(space: spaces.Box) -> np.ndarray | None:
+    """Subtracted from the numbers of an image whose range is narrow beside their size, so that
+    float32 would round their differences."""
+    if np.can_cast(space.dtype, np.float32) or space.dtype == np.uint64:
+        return None
+    is_integer = np.issubdtype(space.dtype, np.integer)
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = space.low.astype(float), space.high.astype(float)
+        is_narrow = abs(low) > high - low
+    return np.where(is_narrow, space.low, 0).astype(np.int64 if is_integer else np.float64)
 
 
 def as_is(part: Any) -> Any:
@@ -200,202 +299,6 @@ def to_floats(
     part = np.asarray(part)
     part = part if origin is None else part - origin
     return np.ascontiguousarray(_channels_first(part, shape, last), np.float32)
-
-
-@dataclass
-class Interface:
-    """An environment's spaces, and how the agent reads them (`observations.interface_to`)."""
-
-    observation_space: Space
-    action_space: Space
-    obs_fields: Mapping[str, ObsField] = field(compare=False)
-    action_adapter: ActionAdapter = field(compare=False)
-
-    def read(
-        self, obs: Any, sizes: Collection[int] | None, what: str = "observation"
-    ) -> Observation:
-        """The observation that `env.reset` or `env.step` returned -> tensors for the agent's
-        encoders, `[B, *O]`.
-
-        `sizes`: the allowed batch sizes; None for a single environment, whose observations have no
-        batch axis. Raises ConfigError, with the part and the environment that is wrong, for values
-        that are not of the observation space, or not finite."""
-        used_paths = {reader.path for reader in self.obs_fields.values()}
-        arrays: dict[Path, np.ndarray] = {}
-        for path, space, part in _checked_leaves(self.observation_space, obs, what):
-            if path in used_paths:
-                label = _label(what, path)
-                array = _array(part, space, label)
-                array = array[None] if sizes is None else array
-                _check_shape(array, space, sizes, label)
-                arrays[path] = _cast(array, space, sizes is not None, label)
-        num_envs = len(next(iter(arrays.values())))
-        if any(len(array) != num_envs for array in arrays.values()):
-            lengths = ", ".join(f"{_label(what, p)} of {len(a)}" for p, a in arrays.items())
-            raise ConfigError(f"the {what}'s parts are of different numbers of envs: {lengths}")
-        try:
-            return self._convert(arrays, what)
-        except ConfigError:
-            for env in range(num_envs) if num_envs > 1 else ():  # only to name the environment
-                row = {path: array[env : env + 1] for path, array in arrays.items()}
-                self._convert(row, f"{what} of environment {env}")
-            raise
-
-    def env_action(self, action: Tensor, batch: bool) -> Any:
-        """Actions `[B, A]` in [-1, 1] -> the argument of `env.step`: a batch, or the action of a
-        single environment."""
-        if action.dtype == torch.bfloat16:  # NumPy has no such type
-            action = action.float()
-        native = self.action_adapter.to_env(action.detach().cpu().numpy())
-        if batch:
-            return native
-        is_number = isinstance(self.action_space, spaces.Discrete)
-        return native[0] if is_number else np.asarray(native[0])
-
-    def _convert(self, arrays: Mapping[Path, np.ndarray], what: str) -> Observation:
-        fields = {n: read._replace(path=(read.path,)) for n, read in self.obs_fields.items()}
-        try:
-            found = read_obs(fields, arrays, what)
-        except EnvError as error:  # here the user gave the observation
-            raise ConfigError(str(error)) from None
-        return found.get("obs", found)
-
-
-def _checked_leaves(
-    space: Space, obs: Any, what: str, path: Path = ()
-) -> Iterator[tuple[Path, Space, Any]]:
-    """The parts of an observation, each with its path and its space."""
-    label = _label(what, path)
-    if isinstance(space, spaces.Dict):
-        _check_keys(space, obs, label)
-        for key, part in space.spaces.items():
-            yield from _checked_leaves(part, obs[key], what, (*path, key))
-    elif isinstance(space, spaces.Tuple):
-        if not isinstance(obs, (tuple, list)) or len(obs) != len(space.spaces):
-            raise ConfigError(
-                f"the {label} is {_describe(obs)}; it must be a tuple of {len(space.spaces)} parts"
-            )
-        for index, (part, found) in enumerate(zip(space.spaces, obs, strict=True)):
-            yield from _checked_leaves(part, found, what, (*path, index))
-    else:
-        yield path, space, obs
-
-
-def _check_keys(space: spaces.Dict, obs: Any, label: str) -> None:
-    names = ", ".join(map(repr, space.spaces))
-    if not isinstance(obs, Mapping):
-        raise ConfigError(f"the {label} is {_describe(obs)}; it must be a dict of {names}")
-    # Gymnasium puts a mask `_name` beside every `name` that it merges from infos
-    masks = {f"_{key}" for key in space.spaces}
-    for problem, keys in (
-        ("lacks", [key for key in space.spaces if key not in obs]),
-        ("also has", [key for key in obs if key not in space.spaces and key not in masks]),
-    ):
-        if keys:
-            found = ", ".join(map(repr, keys))
-            raise ConfigError(f"the {label} {problem} {found}; it must be a dict of {names}")
-
-
-def _label(what: str, path: Path) -> str:
-    return what + (f" {'/'.join(map(str, path))!r}" if path else "")
-
-
-MAX_COPIED, ITEM_COST, MAX_AXES = 2**27, 128, 64
-"""Most numbers that are copied out of lists into one array; how many of them the work for one item
-of a list counts for; and the most axes of an array."""
-
-
-def to_array(part: Any) -> np.ndarray:
-    """A tensor, an array or lists of them as one array. ConfigError for lists of too much: an array
-    in one may be a view that repeats a few numbers, and a list may hold another many times. Raises
-    whatever else the conversion of an object of any kind raises."""
-    if isinstance(part, Tensor):
-        dense = part.detach().cpu()
-        return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
-    if isinstance(part, (list, tuple)) and _copying_cost(part) > MAX_COPIED:
-        raise ConfigError("lists of too many numbers; it must be one array")
-    return np.asarray(part)
-
-
-def _copying_cost(part: Any, depth: int = MAX_AXES) -> int:
-    """How many numbers a conversion of nested lists copies, and its work for items; counted no
-    further than MAX_COPIED."""
-    if not (isinstance(part, (list, tuple)) and depth):
-        return prod(part.shape) if isinstance(part, (np.ndarray, Tensor)) else 0
-    cost = 0
-    for item in part:
-        cost += ITEM_COST + _copying_cost(item, depth - 1)
-        if cost > MAX_COPIED:
-            break
-    return cost
-
-
-def _array(part: Any, space: Space, label: str) -> np.ndarray:
-    """The part as an array of numbers that the space's dtype can hold."""
-    if isinstance(part, Tensor) and (part.layout != torch.strided or part.is_quantized):
-        raise ConfigError(f"the {label} is a sparse or quantized tensor; it must be dense")
-    if np.ma.isMaskedArray(part):
-        raise ConfigError(f"the {label} is a masked array; it must be a plain one")
-    try:
-        array = to_array(part)
-    except ConfigError as error:
-        raise ConfigError(f"the {label} is {error}") from None
-    except Exception:  # whatever the conversion of an object of any kind raises
-        raise ConfigError(f"the {label} is {_describe(part)}, not an array of numbers") from None
-    is_integer = _dtype(space).kind != "f"
-    if array.dtype.kind not in NUMERIC_KINDS or (array.dtype.kind == "f" and is_integer):
-        numbers = f"whole numbers of {space}" if is_integer else f"numbers of {_dtype(space)}"
-        raise ConfigError(f"the {label} is {_describe(array)}; it must hold {numbers}")
-    return array
-
-
-def _check_shape(
-    array: np.ndarray, space: Space, sizes: Collection[int] | None, label: str
-) -> None:
-    shape = tuple(space.shape or ())
-    if sizes is None:
-        if array.shape[1:] != shape:
-            raise ConfigError(
-                f"the {label} is of shape {array.shape[1:]}; of a single environment it must be "
-                f"{shape} (several at once: agent.controller(num_envs=...))"
-            )
-    elif array.ndim == 0 or array.shape[1:] != shape or array.shape[0] not in sizes:
-        expected = " or ".join(str((size, *shape)) for size in sorted(sizes))
-        raise ConfigError(f"the {label} is of shape {array.shape}; it must be {expected}")
-
-
-def _cast(array: np.ndarray, space: Space, batch: bool, label: str) -> np.ndarray:
-    """The array in the space's dtype; ConfigError where that changes a number, or where one is
-    not finite."""
-    dtype = _dtype(space)
-    if dtype.kind == "f":
-        # never narrower than float32, in which the agent computes
-        dtype = np.result_type(dtype, np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        converted = array.astype(dtype)
-    if dtype.kind == "f":
-        is_ok, problem = np.isfinite(array), "NaN or infinity"
-        if is_ok.all():
-            is_ok = np.abs(converted) <= MAX_ABS_VALUE
-            problem = TOO_LARGE
-    else:
-        is_ok, problem = converted == array, f"a number that is none of {space}"
-    is_valid = is_ok.reshape(len(array), -1).all(1)
-    if not is_valid.all():
-        where = f" of environment {int(np.flatnonzero(~is_valid)[0])}" if batch else ""
-        raise ConfigError(f"the {label}{where} holds {problem}")
-    return converted
-
-
-def _dtype(space: Space) -> np.dtype:
-    return np.dtype(space.dtype or np.float32)
-
-
-def _describe(part: Any) -> str:
-    """The type of a value, in words."""
-    if isinstance(part, (np.ndarray, Tensor)):
-        return f"an array of {part.dtype} {tuple(part.shape)}"
-    return f"a {type(part).__name__}"
 
 
 class BoxAdapter:

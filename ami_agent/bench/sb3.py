@@ -23,7 +23,7 @@ from torch import nn
 from ami_agent.adapters.env import ActFn, EnvAdapter, EnvConfig
 from ami_agent.adapters.imports import import_path
 from ami_agent.adapters.make import build_wrappers
-from ami_agent.adapters.observations import leaves
+from ami_agent.adapters.spaces import leaves
 from ami_agent.evaluation.evaluate import run_episodes
 from ami_agent.evaluation.policies import EpisodeStart
 from modules.types import ConfigError

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ami_agent.adapters.env import EnvAdapter
-from ami_agent.adapters.observations import leaves
+from ami_agent.adapters.spaces import leaves
 from ami_agent.data.dataset import EpisodeDataset, column_of, dataset_of
 from ami_agent.data.hdf5 import checked_arrays, open_hdf5
 from ami_agent.data.recording import Episode, Keys, Recording, obs_role
