@@ -23,8 +23,8 @@ from ami_agent.training.chance_steps import ChanceDetector, chance_threshold, re
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.risk import cvar_weights
 from modules.actor.subgoals import LandmarkGraphConfig
-from modules.actor.subgoals.edges import Edges, bellman_ford, follow_nodes, shortest_paths
 from modules.actor.subgoals.landmark_graph import RecordedChance
+from modules.actor.subgoals.shortest_paths import Edges, bellman_ford, follow_nodes, shortest_paths
 from modules.actor.subgoals.stochastic_edges import (
     ChanceEvents,
     Halves,

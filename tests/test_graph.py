@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.sparse.csgraph import floyd_warshall
 from torch import Tensor
 
-from modules.actor.subgoals.edges import (
+from modules.actor.subgoals.shortest_paths import (
     Edges,
     bellman_ford,
     edge_costs,

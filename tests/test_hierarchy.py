@@ -20,7 +20,7 @@ from ami_agent.training import SelectLandmarks
 from ami_agent.validate import check_stages
 from modules.actor.policy import StuckPerturbationConfig
 from modules.actor.subgoals import LandmarkGraphConfig
-from modules.actor.subgoals.edges import initial_feedback
+from modules.actor.subgoals.edge_feedback import initial_feedback
 from modules.actor.subgoals.landmark_graph import CHUNK_SIZE
 from modules.configurator import Task, TaskSpec
 from modules.types import ConfigError, QuasimetricFns, TaskContext

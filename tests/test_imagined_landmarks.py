@@ -15,7 +15,7 @@ from ami_agent.train import train
 from ami_agent.validate import check_stages
 from modules.actor.policy import StuckPerturbationConfig
 from modules.actor.subgoals import ImaginedLandmarkGraph, ImaginedLandmarkGraphConfig
-from modules.actor.subgoals.edges import bellman_ford, distance_penalty
+from modules.actor.subgoals.shortest_paths import bellman_ford, distance_penalty
 from modules.configurator import Task
 from modules.cost.goal_critic import GlimpseQuasimetricConfig
 from modules.nets import POSITION_SCALE, GlimpseConfig

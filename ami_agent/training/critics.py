@@ -26,7 +26,7 @@ from ami_agent.training.distributed import split_states
 from ami_agent.training.hindsight import SamplesTrajectories
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.evaluator import RandomProposals
-from modules.actor.subgoals.edges import edge_costs, shortest_paths
+from modules.actor.subgoals.shortest_paths import edge_costs, shortest_paths
 from modules.cost.goal_critic import GoalCritic, Quasimetric
 from modules.cost.value_critics import ValueCritics
 from modules.memory.replay_buffer import Parts, ReplayBuffer

@@ -7,9 +7,9 @@ goal in the `TaskContext`, so every actor pursues it without knowing about level
 """
 
 from modules.actor.subgoals.base import Hierarchy, LevelInfo
-from modules.actor.subgoals.edges import edge_costs, shortest_paths
 from modules.actor.subgoals.imagined_graph import ImaginedLandmarkGraph, ImaginedLandmarkGraphConfig
 from modules.actor.subgoals.landmark_graph import LandmarkGraph, LandmarkGraphConfig
+from modules.actor.subgoals.shortest_paths import edge_costs, shortest_paths
 
 __all__ = [
     "Hierarchy",

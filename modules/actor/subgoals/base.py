@@ -9,7 +9,8 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from modules.actor.subgoals.edges import EdgeFeedback, Edges, distance_penalty
+from modules.actor.subgoals.edge_feedback import EdgeFeedback
+from modules.actor.subgoals.shortest_paths import Edges, distance_penalty
 from modules.types import (
     COUNT,
     ENV_STEPS,

@@ -14,14 +14,12 @@ from modules.actor.subgoals.base import (
     LandmarkLevelConfig,
     gather_waypoints,
 )
-from modules.actor.subgoals.edges import (
+from modules.actor.subgoals.edge_feedback import MIN_PROGRESS, EdgeFeedback, initial_feedback
+from modules.actor.subgoals.shortest_paths import (
     MIN_EDGE_COST,
-    MIN_PROGRESS,
-    EdgeFeedback,
     Edges,
     bellman_ford,
     greedy_path,
-    initial_feedback,
     subsample_path,
 )
 from modules.types import (

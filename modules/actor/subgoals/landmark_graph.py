@@ -15,14 +15,12 @@ from modules.actor.subgoals.base import (
     LandmarkLevelConfig,
     gather_waypoints,
 )
-from modules.actor.subgoals.edges import (
+from modules.actor.subgoals.edge_feedback import MIN_PROGRESS, EdgeFeedback, initial_feedback
+from modules.actor.subgoals.shortest_paths import (
     MIN_EDGE_COST,
-    MIN_PROGRESS,
-    EdgeFeedback,
     Edges,
     follow_nodes,
     greedy_path,
-    initial_feedback,
     shortest_paths,
     subsample_path,
 )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from modules.actor.subgoals.edges import Edges
+from modules.actor.subgoals.shortest_paths import Edges
 
 PRIOR_STEPS = 1.0
 """Steps without a chance event, and chance events without effect, that count as recorded at each
