@@ -15,8 +15,8 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.bench import suites
 from ami_agent.bench.ogbench_references import PUBLISHED, PUBLISHED_LEARNERS, reference_policies
 from ami_agent.cli.main import main
-from ami_agent.data import ogbench as data
-from ami_agent.data.ogbench import make_ogbench, point_maze_data
+from ami_agent.data import make_ogbench as data
+from ami_agent.data.make_ogbench import make_ogbench, point_maze_data
 from ami_agent.evaluation.evaluate import evaluate_policies
 from ami_agent.recipes import robotics
 from ami_agent.recipes.ogbench import DEFAULT_DATASET, official_env, official_tasks

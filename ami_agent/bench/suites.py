@@ -19,7 +19,7 @@ from ami_agent.bench.cache import measured_once
 from ami_agent.bench.ogbench_references import reference_policies
 from ami_agent.cli.command_flags import CommandFlags, Device, resolve_device
 from ami_agent.config import Config, override
-from ami_agent.data.ogbench import make_ogbench
+from ami_agent.data.make_ogbench import make_ogbench
 from ami_agent.evaluation.evaluate import evaluate_modes, evaluate_policies
 from ami_agent.evaluation.intervals import format_percent
 from ami_agent.evaluation.progress import PolicyProgress

@@ -92,7 +92,7 @@ def make_command(names: Sequence[str], flags: MakeFlags, console: Console) -> Re
     suite, dataset = names
     if suite != "ogbench":
         raise ConfigError(f"data of {suite!r} can't be made; those of ogbench can")
-    from ami_agent.data.ogbench import make_ogbench  # its environments are slow to import
+    from ami_agent.data.make_ogbench import make_ogbench  # its environments are slow to import
 
     out = Path(flags.out or f"{dataset}.npz")
     make_ogbench(dataset, out, episodes=flags.episodes, seed=flags.seed, console=console)

@@ -9,7 +9,7 @@ import gymnasium
 
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import Config, override
-from ami_agent.data.ogbench import check_ogbench
+from ami_agent.data.make_ogbench import check_ogbench
 from ami_agent.recipes.goals import goals
 from ami_agent.recipes.gym import NO_DATASET
 from ami_agent.training import LoadDataset
