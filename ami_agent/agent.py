@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.adapters.observations import Interface, to_array
 from ami_agent.argument_checks import check_count
-from modules.actor.adaptive import PlanEnergyPredictor
+from modules.actor.auto_mode import PlanEnergyPredictor
 from modules.actor.planning import GradientPlanner, RolloutEvaluator
 from modules.actor.policy import Policy
 from modules.actor.subgoals import Hierarchy

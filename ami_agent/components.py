@@ -3,7 +3,7 @@
 are imported from `modules`."""
 
 from ami_agent.training.representation_losses import LossWeights
-from modules.actor.adaptive import AdaptiveActorConfig
+from modules.actor.auto_mode import AdaptiveActorConfig
 from modules.actor.planning import (
     CEMConfig,
     CollocationConfig,

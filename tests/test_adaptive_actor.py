@@ -20,7 +20,7 @@ from ami_agent.agent import Agent
 from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.evaluation import policies
 from ami_agent.evaluation.policies import EpisodeStart
-from modules.actor.adaptive import (
+from modules.actor.auto_mode import (
     AdaptiveActorConfig,
     LastPlan,
     PlanEnergyPredictor,

@@ -22,7 +22,7 @@ from ami_agent.config import build
 from ami_agent.storage import run_dir
 from ami_agent.training.actor_critic import choice_loss
 from ami_agent.user_components import class_name
-from modules.actor.adaptive import AdaptiveActorConfig
+from modules.actor.auto_mode import AdaptiveActorConfig
 from modules.configurator import TaskSpec
 from modules.types import ConfigError
 from modules.world_model.dynamics import MLPDynamics, MLPDynamicsConfig

@@ -15,7 +15,7 @@ from ami_agent.training import (
 )
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import STATE_WEIGHTS
-from modules.actor.adaptive import AdaptiveActorConfig
+from modules.actor.auto_mode import AdaptiveActorConfig
 from modules.actor.planning import GradientPlannerConfig
 from modules.actor.policy import BallActions
 from modules.configurator import ConfiguratorConfig, TaskSpec
