@@ -25,13 +25,13 @@ from modules.actor.subgoals import Hierarchy
 from modules.configurator import Configurator, Task, TaskSpec
 from modules.cost.cost import Cost
 from modules.memory.replay_buffer import ReplayBuffer
+from modules.memory.replay_storage import can_store
 from modules.memory.short_term import (
     MAX_STATES,
     EpisodeMemory,
     ReferenceObservations,
     ShortTermMemory,
 )
-from modules.memory.storage import can_store
 from modules.types import (
     ActorProtocol,
     ConfigError,

@@ -30,7 +30,7 @@ from modules.actor.planning.risk import latin_hypercube
 from modules.actor.subgoals import LandmarkGraph, LandmarkGraphConfig
 from modules.actor.subgoals.landmark_graph import CHUNK_SIZE, RecordedChance
 from modules.cost.goal_critic import Quasimetric
-from modules.memory.storage import OBS_ONLY
+from modules.memory.replay_storage import OBS_ONLY
 from modules.types import HORIZON, WEIGHT, ConfigError
 from modules.world_model.hjepa import HierarchicalJEPA, HierarchicalJEPAConfig, JEPALevel
 

@@ -18,25 +18,22 @@ from copy import copy
 import torch
 from torch import Tensor, nn
 
-from modules.memory.storage import (
+from modules.memory.replay_storage import (
     ALL_PARTS,
     OBS_ONLY,
     STEP_PARTS,
     Parts,
     Storage,
-    Windows,
     check_finite,
     check_like,
     check_stacks,
     checksum,
-    draw_future,
-    draw_windows,
-    find_windows,
     from_obs_parts,
     gather_rows,
     obs_parts,
     step_parts,
 )
+from modules.memory.replay_windows import Windows, draw_future, draw_windows, find_windows
 from modules.types import ConfigError, Observation, Trajectory, Transition, tree_map
 
 __all__ = ["ALL_PARTS", "BY_ENV", "OBS_ONLY", "Parts", "ReplayBuffer"]
