@@ -1,5 +1,5 @@
 """Memory and processor cores of this machine, and errors of allocations that failed and of
-operations that a device lacks."""
+operations that a device lacks. `threads.py` chooses the number of threads."""
 
 from __future__ import annotations
 
