@@ -97,7 +97,7 @@ class ActorConfig(Settings):
 
 
 StageConfig: TypeAlias = (
-    training.CollectRandom
+    training.CollectBehaviour
     | training.LoadDataset
     | training.TrainJEPA
     | training.TrainQuasimetric
@@ -185,11 +185,11 @@ class Config(Settings):
         return next((stage for stage in self.stages.values() if isinstance(stage, kind)), None)
 
     @property
-    def collect(self) -> training.CollectRandom | training.LoadDataset:
+    def collect(self) -> training.CollectBehaviour | training.LoadDataset:
         """The stage that fills the replay buffer."""
         stage = self.stages["collect"]
-        if not isinstance(stage, (training.CollectRandom, training.LoadDataset)):
-            raise BadSetting("stages.collect", stage, "CollectRandom or LoadDataset")
+        if not isinstance(stage, (training.CollectBehaviour, training.LoadDataset)):
+            raise BadSetting("stages.collect", stage, "CollectBehaviour or LoadDataset")
         return stage
 
 

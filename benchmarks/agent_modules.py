@@ -31,7 +31,7 @@ from ami_agent.evaluation.policies import (
     agent_policy_factory,
     make_random_policy,
 )
-from ami_agent.training import CollectRandom, StageRun
+from ami_agent.training import CollectBehaviour, StageRun
 from ami_agent.training.collect import Collector
 
 MODES = ("plan", "auto", "react")
@@ -176,7 +176,7 @@ def curiosity(study: Study) -> Table:
     of the steps exploration, half random actions, in as many steps as the first."""
     whole = study.config("forage")
     changes = {
-        "stages.collect": CollectRandom(num_envs=250, steps=160),
+        "stages.collect": CollectBehaviour(num_envs=250, steps=160),
         "stages.train_jepa.optim.steps": 2000,
         "stages.train_values.optim.steps": 1000,
         "stages.amortize_policy": None,

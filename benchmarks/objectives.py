@@ -14,7 +14,7 @@ from __future__ import annotations
 import ami_agent as ami
 from ami_agent import components
 from ami_agent.config import override
-from ami_agent.training import CollectRandom, TrainJEPA
+from ami_agent.training import CollectBehaviour, TrainJEPA
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import LossWeights
 
@@ -100,7 +100,7 @@ def published() -> Variants:
                 horizon=20, num_proposals=16, num_warm_starts=8
             ),
             "actor.stuck_recovery": None,
-            "stages.collect": CollectRandom(num_envs=3000, steps=64, options=rollouts),
+            "stages.collect": CollectBehaviour(num_envs=3000, steps=64, options=rollouts),
             "stages.train_jepa": TrainJEPA(
                 weights=LossWeights(
                     prediction=2,

@@ -20,7 +20,7 @@ from ami_agent.config import Config, override
 from ami_agent.evaluation import evaluate
 from ami_agent.training import (
     AmortizePlanning,
-    CollectRandom,
+    CollectBehaviour,
     CollectWithPlanner,
     DistillPlanner,
     DistillShortestPaths,
@@ -148,9 +148,9 @@ def small_stage(stage: Any, config: Config, steps: int) -> Any:
 
     jepa = config.find(TrainJEPA)
     match stage:
-        case CollectRandom() | LoadDataset():
+        case CollectBehaviour() | LoadDataset():
             collected = max(24, jepa.context_steps + jepa.length + 1)
-            return CollectRandom(num_envs=8, steps=collected, options=config.collect.options)
+            return CollectBehaviour(num_envs=8, steps=collected, options=config.collect.options)
         case TrainQuasimetric() | AmortizePlanning():
             return shorter(stage, group_size=4)
         case DistillShortestPaths():

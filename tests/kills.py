@@ -32,7 +32,7 @@ from ami_agent.ablation import Serial, StudyPlan, run_study
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import Config, override
 from ami_agent.storage import checkpoint
-from ami_agent.training import CollectRandom
+from ami_agent.training import CollectBehaviour
 from ami_agent.training.optim import OptimConfig
 from tests.conftest import small
 
@@ -89,7 +89,7 @@ def line(collect: int = 60, updates: int = 4, interact: int = 6) -> Config:
             "actor.planner.horizon": 2,
             "actor.planner.iterations": 1,
             "actor.planner.warm_iterations": 1,
-            "stages.collect": CollectRandom(num_envs=2, steps=collect),
+            "stages.collect": CollectBehaviour(num_envs=2, steps=collect),
             "stages.train_jepa.optim": replace(optim, steps=updates),
             "stages.actor_critic": online,
         },

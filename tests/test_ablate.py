@@ -54,7 +54,7 @@ from ami_agent.agent import Agent
 from ami_agent.cli.command_flags import setting_help
 from ami_agent.config import override
 from ami_agent.storage.run_dir import last_metrics
-from ami_agent.training import CollectRandom, OfflineActorCritic
+from ami_agent.training import CollectBehaviour, OfflineActorCritic
 from ami_agent.training.optim import OptimConfig
 from ami_agent.user_components import class_name
 from ami_agent.validate import check_stages
@@ -101,7 +101,7 @@ def config_of(fault=""):
             "actor.planner.horizon": 2,
             "actor.planner.iterations": 1,
             "actor.planner.warm_iterations": 1,
-            "stages.collect": CollectRandom(num_envs=1, steps=30),
+            "stages.collect": CollectBehaviour(num_envs=1, steps=30),
             "stages.train_jepa.optim": optim,
             "stages.actor_critic.steps": 3,
             "stages.actor_critic.optim": replace(optim, steps=0),

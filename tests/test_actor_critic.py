@@ -17,7 +17,7 @@ from ami_agent.config import buffer_steps, build, override
 from ami_agent.evaluation.evaluate import evaluate_modes
 from ami_agent.storage import checkpoint
 from ami_agent.train import Trainer
-from ami_agent.training import CollectRandom, OnlineActorCritic, TrainJEPA
+from ami_agent.training import CollectBehaviour, OnlineActorCritic, TrainJEPA
 from ami_agent.training.actor_critic import actor_critic_loss, choice_loss
 from ami_agent.training.critics import lambda_returns
 from ami_agent.training.optim import OptimConfig
@@ -74,7 +74,7 @@ def recipe(steps=60, ratio=0.5, **options):
     return override(
         config,
         {
-            "stages.collect": CollectRandom(num_envs=2, steps=40),
+            "stages.collect": CollectBehaviour(num_envs=2, steps=40),
             "stages.train_jepa.optim": replace(optim, steps=4),
             "stages.actor_critic.steps": steps,
             "stages.actor_critic.updates_per_step": ratio,
@@ -308,7 +308,7 @@ def test_it_learns_to_stay_where_it_is_rewarded(choices, tmp_path):
     config = override(
         config,
         {
-            "stages.collect": CollectRandom(num_envs=1, steps=200),
+            "stages.collect": CollectBehaviour(num_envs=1, steps=200),
             "stages.actor_critic": OnlineActorCritic(
                 steps=400,
                 train_jepa=TrainJEPA(

@@ -37,7 +37,7 @@ from ami_agent.components import CEMConfig
 from ami_agent.config import override
 from ami_agent.evaluation.evaluate import run_episodes
 from ami_agent.storage import run_dir
-from ami_agent.training import CollectRandom
+from ami_agent.training import CollectBehaviour
 from ami_agent.training.optim import OptimConfig
 from modules.types import ConfigError
 from tests.conftest import error_line
@@ -224,7 +224,7 @@ def test_the_learning_curve_of_ami_counts_env_steps_and_returns(tmp_path):
     config = override(
         config,
         {
-            "stages.collect": CollectRandom(num_envs=1, steps=30),
+            "stages.collect": CollectBehaviour(num_envs=1, steps=30),
             "stages.train_jepa.optim": few,
             "stages.actor_critic.optim": few,
             "stages.actor_critic.train_jepa": replace(config.stages["train_jepa"], optim=few),

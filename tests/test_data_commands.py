@@ -22,7 +22,7 @@ from ami_agent.data.plot import has_one_scale
 from ami_agent.data.reader import open_recording
 from ami_agent.data.recording import Recording
 from ami_agent.logger import ConsoleLogger, Logger
-from ami_agent.training import CollectRandom
+from ami_agent.training import CollectBehaviour
 from ami_agent.training.optim import OptimConfig
 from tests.conftest import error_line
 from tests.test_data_files import DATA, LENGTHS, h5py, write_ogbench
@@ -166,7 +166,7 @@ def test_a_run_becomes_a_file_from_which_another_run_learns(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="CartPole-v1"))
     optim = OptimConfig(steps=1, batch_size=8)
     config = override(config, {
-        "stages.collect": CollectRandom(num_envs=2, steps=40), "stages.train_jepa.optim": optim,
+        "stages.collect": CollectBehaviour(num_envs=2, steps=40), "stages.train_jepa.optim": optim,
         "stages.actor_critic": None,
     })  # fmt: skip
     agent = ami.train(config, out=tmp_path / "run", keep_replay_buffer=True)

@@ -25,7 +25,7 @@ from ami_agent.config import buffer_steps, build, override
 from ami_agent.evaluation.evaluate import run_many
 from ami_agent.evaluation.policies import make_random_policy
 from ami_agent.logger import Logger
-from ami_agent.training import CollectRandom
+from ami_agent.training import CollectBehaviour
 from ami_agent.training.optim import OptimConfig
 from ami_agent.viewer.record import EpisodeSelection, record_episodes
 
@@ -91,7 +91,7 @@ def recipe(**options):
     return override(
         config,
         {
-            "stages.collect": CollectRandom(num_envs=3, steps=40),
+            "stages.collect": CollectBehaviour(num_envs=3, steps=40),
             "stages.train_jepa": replace(objective, optim=replace(few, steps=2)),
             "stages.actor_critic.steps": 30,
             "stages.actor_critic.updates_per_step": 0.1,

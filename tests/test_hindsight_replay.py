@@ -19,7 +19,7 @@ from ami_agent.bench.baselines import SB3Comparison, default_algorithm
 from ami_agent.config import buffer_steps, build, override
 from ami_agent.evaluation.evaluate import evaluate_modes
 from ami_agent.train import check
-from ami_agent.training import CollectRandom
+from ami_agent.training import CollectBehaviour
 from ami_agent.training.hindsight import HindsightBuffer, with_hindsight
 from ami_agent.training.optim import OptimConfig
 from modules.types import ConfigError
@@ -77,7 +77,7 @@ def collect_data(**options):
     """An agent with random steps of three environments, three episodes each, and the environment's
     settings."""
     config = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0", options=options))
-    config = override(config, {"stages.collect": CollectRandom(num_envs=3, steps=92)})
+    config = override(config, {"stages.collect": CollectBehaviour(num_envs=3, steps=92)})
     with closing(config.env.build(1)) as env:
         agent = build(config, env.spec, num_envs=3, buffer_size=buffer_steps(config))
     episode = config.stages["collect"].start(agent, config.env, 1)
@@ -193,7 +193,10 @@ def test_an_agent_with_relabelled_goals_learns_to_arrive(tmp_path):
     )
     config = override(
         config,
-        {"stages.collect": CollectRandom(num_envs=1, steps=200), "stages.actor_critic": interact},
+        {
+            "stages.collect": CollectBehaviour(num_envs=1, steps=200),
+            "stages.actor_critic": interact,
+        },
     )
     agent = ami.train(config, out=tmp_path / "run", seed=0)
     found = evaluate_modes(agent, config.eval_env, modes=("react",), episodes=50)["react"]

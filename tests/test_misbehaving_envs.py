@@ -36,7 +36,7 @@ from ami_agent.evaluation.policies import make_random_policy
 from ami_agent.hardware import num_cores
 from ami_agent.storage.checkpoint import checkpoints
 from ami_agent.storage.run_dir import check_same
-from ami_agent.training import CollectRandom
+from ami_agent.training import CollectBehaviour
 from ami_agent.training.optim import OptimConfig
 from modules.types import ConfigError
 
@@ -268,7 +268,7 @@ def test_what_was_learnt_before_a_step_that_does_not_return_is_saved(tmp_path):
     config = override(
         config,
         {
-            "stages.collect": CollectRandom(num_envs=1, steps=40),
+            "stages.collect": CollectBehaviour(num_envs=1, steps=40),
             "stages.train_jepa": objective,
             "stages.actor_critic.steps": 60,
             "stages.actor_critic.updates_per_step": 0.05,
@@ -381,7 +381,7 @@ def test_training_is_evaluated_where_only_one_env_can_be_open(tmp_path):
     config = override(
         config,
         {
-            "stages.collect": CollectRandom(num_envs=1, steps=40),
+            "stages.collect": CollectBehaviour(num_envs=1, steps=40),
             "stages.train_jepa": objective,
             "stages.actor_critic.steps": 20,
             "stages.actor_critic.eval_every": 8,

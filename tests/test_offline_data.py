@@ -22,7 +22,7 @@ from ami_agent.config import buffer_steps, build, override
 from ami_agent.evaluation.evaluate import evaluate_modes
 from ami_agent.storage import checkpoint
 from ami_agent.training import (
-    CollectRandom,
+    CollectBehaviour,
     LoadDataset,
     OfflineActorCritic,
     OnlineActorCritic,
@@ -284,7 +284,7 @@ def test_a_run_learns_from_the_steps_of_another(tmp_path):
     config = override(
         base,
         {
-            "stages.collect": CollectRandom(num_envs=2, steps=50),
+            "stages.collect": CollectBehaviour(num_envs=2, steps=50),
             "stages.train_jepa": replace(few, optim=replace(optim, steps=2)),
             "stages.actor_critic.steps": 30,
             "stages.actor_critic.updates_per_step": 0.1,

@@ -18,7 +18,7 @@ from ami_agent.adapters.env import EnvConfig, behaviour_policy, rollout
 from ami_agent.config import override
 from ami_agent.memory_estimate import buffer_size, describe_buffer
 from ami_agent.train import train
-from ami_agent.training import CollectRandom
+from ami_agent.training import CollectBehaviour
 from modules.memory.replay_buffer import OBS_ONLY, Parts, ReplayBuffer
 from modules.types import ConfigError, Trajectory, Transition, as_dict
 
@@ -264,6 +264,6 @@ def test_the_memory_of_a_buffer_is_known_and_reported_before_it_is_allocated(tmp
 
 def test_a_buffer_larger_than_this_machine_is_refused_in_one_line(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Shown-v0"))
-    config = override(config, {"stages.collect": CollectRandom(num_envs=1, steps=10**9)})
+    config = override(config, {"stages.collect": CollectBehaviour(num_envs=1, steps=10**9)})
     with pytest.raises(ConfigError, match=r"the replay buffer would take about .*--collect\.steps"):
         train(config, out=tmp_path / "run")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig, behaviour_policy, owned_copy, rollout
 from ami_agent.config import build, override
-from ami_agent.training import CollectRandom, OnlineActorCritic, TrainQuasimetric, TrainValue
+from ami_agent.training import CollectBehaviour, OnlineActorCritic, TrainQuasimetric, TrainValue
 from ami_agent.training.critics import LagrangeMultiplier, init_value_units, lambda_returns
 from ami_agent.training.hierarchy import LevelWindow, hjepa_level_loss, valid_macro_steps
 from ami_agent.training.jepa import JEPALoss, unroll_loss
@@ -310,7 +310,7 @@ def recipe(always: int = 0, **options):
     return override(
         config,
         {
-            "stages.collect": CollectRandom(num_envs=2, steps=30),
+            "stages.collect": CollectBehaviour(num_envs=2, steps=30),
             "stages.train_jepa": replace(
                 config.stages["train_jepa"], optim=optim, length=6, **options
             ),

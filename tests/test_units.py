@@ -19,7 +19,7 @@ from ami_agent.adapters.observations import obs_fields
 from ami_agent.config import Config, override
 from ami_agent.logger import Logger, format_number
 from ami_agent.storage import run_dir
-from ami_agent.training import CollectRandom, OnlineActorCritic
+from ami_agent.training import CollectBehaviour, OnlineActorCritic
 from ami_agent.training.critics import discount_for, lambda_returns, with_terminal_values
 from modules.actor.action_space import BoxActions
 from modules.actor.planning import GradientPlannerConfig, RolloutEvaluator
@@ -91,7 +91,7 @@ def config_of(steps: int = 0, updates: int = 3, batch_size: int = 8, **options) 
     return override(
         config,
         {
-            "stages.collect": CollectRandom(num_envs=1, steps=200 if steps > 50 else 40),
+            "stages.collect": CollectBehaviour(num_envs=1, steps=200 if steps > 50 else 40),
             "stages.train_jepa": replace(objective, optim=replace(objective.optim, steps=updates)),
             "stages.actor_critic": replace(
                 interact,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import ActorConfig, Config, CostConfig, MemoryConfig
-from ami_agent.training import CollectRandom, DistillPlanner, TrainJEPA, TrainValue
+from ami_agent.training import CollectBehaviour, DistillPlanner, TrainJEPA, TrainValue
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import LossWeights
 from modules.actor.action_space import BallActions
@@ -39,7 +39,9 @@ def cue_corridor() -> Config:
         configurator=ConfiguratorConfig(critic=0.0),
         tasks={"reward": TaskSpec(drives={"reward": 1.0})},
         stages={
-            "collect": CollectRandom(num_envs=2000, steps=40, options={"directed_fraction": 0.9}),
+            "collect": CollectBehaviour(
+                num_envs=2000, steps=40, options={"directed_fraction": 0.9}
+            ),
             "train_jepa": TrainJEPA(
                 weights=LossWeights(
                     prediction=4,

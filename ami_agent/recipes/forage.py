@@ -8,7 +8,7 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import ActorConfig, Config, CostConfig, MemoryConfig
 from ami_agent.training import (
     AmortizePlanning,
-    CollectRandom,
+    CollectBehaviour,
     DistillPlanner,
     TrainJEPA,
     TrainValue,
@@ -65,7 +65,9 @@ def forage() -> Config:
             ),
         },
         stages={
-            "collect": CollectRandom(num_envs=1000, steps=205, options={"max_episode_steps": 40}),
+            "collect": CollectBehaviour(
+                num_envs=1000, steps=205, options={"max_episode_steps": 40}
+            ),
             "train_jepa": TrainJEPA(
                 weights=replace(STATE_WEIGHTS, interoception=10),
                 optim=OptimConfig(steps=5000, batch_size=128, lr=4e-3),

@@ -13,7 +13,7 @@ from ami_agent.adapters.goal_env import goal_size
 from ami_agent.config import ActorConfig, Config, CostConfig, StageConfig
 from ami_agent.recipes.gym import IMAGE_WEIGHTS, NO_DATASET
 from ami_agent.training import (
-    CollectRandom,
+    CollectBehaviour,
     DistillPlanner,
     GoalConditionedBC,
     LoadDataset,
@@ -102,7 +102,7 @@ def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Confi
         configurator=ConfiguratorConfig(goal_distance=50.0, goal_dims=goal_dims),
         tasks={"reach": TaskSpec(goal_source="env")},
         stages={
-            "collect": dataset or CollectRandom(num_envs=100, steps=500),
+            "collect": dataset or CollectBehaviour(num_envs=100, steps=500),
             "train_jepa": TrainJEPA(
                 weights=weights, optim=OptimConfig(steps=1500, batch_size=128, lr=2e-3)
             ),

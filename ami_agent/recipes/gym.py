@@ -11,7 +11,7 @@ from gymnasium import spaces
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.config import ActorConfig, Config, CostConfig
 from ami_agent.training import (
-    CollectRandom,
+    CollectBehaviour,
     LoadDataset,
     OfflineActorCritic,
     OnlineActorCritic,
@@ -95,7 +95,7 @@ def gym(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Config:
         configurator=ConfiguratorConfig(critic=0.0),
         tasks={"reward": TaskSpec(drives={"reward": 1.0})},
         stages={
-            "collect": dataset or CollectRandom(num_envs=1, steps=500),
+            "collect": dataset or CollectBehaviour(num_envs=1, steps=500),
             "train_jepa": replace(objective, optim=replace(optim, steps=500)),
             "actor_critic": OfflineActorCritic(train_jepa=objective, hindsight_fraction=hindsight)
             if dataset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import ActorConfig, Config, CostConfig, override
-from ami_agent.training import CollectRandom, DistillPlanner, TrainJEPA, TrainQuasimetric
+from ami_agent.training import CollectBehaviour, DistillPlanner, TrainJEPA, TrainQuasimetric
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import STATE_WEIGHTS
 from modules.actor.planning import GradientPlannerConfig
@@ -31,7 +31,7 @@ def reach() -> Config:
             planner=GradientPlannerConfig(horizon=6, num_proposals=2, num_warm_starts=1)
         ),
         stages={
-            "collect": CollectRandom(num_envs=2000, steps=50, options={"max_episode_steps": 50}),
+            "collect": CollectBehaviour(num_envs=2000, steps=50, options={"max_episode_steps": 50}),
             "train_jepa": TrainJEPA(
                 weights=STATE_WEIGHTS, optim=OptimConfig(steps=2000, batch_size=128, lr=2e-3)
             ),

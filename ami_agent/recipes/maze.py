@@ -8,7 +8,7 @@ from dataclasses import replace
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import ActorConfig, Config, CostConfig, override
 from ami_agent.training import (
-    CollectRandom,
+    CollectBehaviour,
     DistillPlanner,
     DistillShortestPaths,
     GoalConditionedBC,
@@ -65,7 +65,7 @@ def maze() -> Config:
         ),
         tasks=_by_distance("short", "medium", "long"),
         stages={
-            "collect": CollectRandom(num_envs=2000, steps=50, options={"max_episode_steps": 50}),
+            "collect": CollectBehaviour(num_envs=2000, steps=50, options={"max_episode_steps": 50}),
             "train_jepa": TrainJEPA(
                 weights=STATE_WEIGHTS, optim=OptimConfig(steps=2000, batch_size=128, lr=2e-3)
             ),
@@ -164,7 +164,7 @@ def maze_random() -> Config:
             "world_model.dynamics": GlimpseDynamicsConfig(),
             "cost.goal_critic.distance": GlimpseQuasimetricConfig(),
             "actor.subgoals": ImaginedLandmarkGraphConfig(),
-            "stages.collect": CollectRandom(
+            "stages.collect": CollectBehaviour(
                 num_envs=300,
                 steps=640,
                 options={"max_episode_steps": 640, "directed_fraction": 0.7},
@@ -264,7 +264,7 @@ def ant_maze() -> Config:
         ),
         tasks=_by_distance("short", "long"),
         stages={
-            "collect": CollectRandom(
+            "collect": CollectBehaviour(
                 num_envs=200,
                 steps=600,
                 options={"max_episode_steps": 600, "directed_fraction": 0.6},

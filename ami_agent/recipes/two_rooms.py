@@ -5,7 +5,7 @@ from __future__ import annotations
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import ActorConfig, Config, CostConfig, override
 from ami_agent.training import (
-    CollectRandom,
+    CollectBehaviour,
     CollectWithPlanner,
     DistillPlanner,
     DistillShortestPaths,
@@ -48,7 +48,7 @@ def two_rooms() -> Config:
         actor=ActorConfig(planner=GradientPlannerConfig(warm_iterations=2)),
         configurator=ConfiguratorConfig(goal_distance=2.0),
         stages={
-            "collect": CollectRandom(
+            "collect": CollectBehaviour(
                 num_envs=1500, steps=32, options={"max_episode_steps": 32, "directed_fraction": 0.5}
             ),
             "train_jepa": TrainJEPA(optim=OptimConfig(steps=900, batch_size=128, lr=1.5e-3)),
@@ -129,7 +129,7 @@ def two_rooms_random() -> Config:
             policy_proposal=None,
         ),
         stages={
-            "collect": CollectRandom(
+            "collect": CollectBehaviour(
                 num_envs=320,
                 steps=640,
                 options={"max_episode_steps": 640, "directed_fraction": 0.7, "max_step": 1.45},

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import ActorConfig, Config, CostConfig
 from ami_agent.training import (
-    CollectRandom,
+    CollectBehaviour,
     DistillPlanner,
     SelectLandmarks,
     TrainJEPA,
@@ -58,7 +58,7 @@ def windy_rooms() -> Config:
             "risk-averse": TaskSpec(goal_source="env", cvar_alpha=0.0),
         },
         stages={
-            "collect": CollectRandom(
+            "collect": CollectBehaviour(
                 num_envs=2000,
                 steps=50,
                 options={"max_episode_steps": 50, "start_region": "anywhere"},

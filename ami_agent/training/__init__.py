@@ -6,7 +6,7 @@ per `update`, and can be saved and resumed between any two of them (`state_dict`
 
 from ami_agent.training.actor_critic import OfflineActorCritic, OnlineActorCritic
 from ami_agent.training.base import Stage, StageRun
-from ami_agent.training.collect import CollectRandom, CollectWithPlanner, LoadDataset
+from ami_agent.training.collect import CollectBehaviour, CollectWithPlanner, LoadDataset
 from ami_agent.training.critics import DistillShortestPaths, TrainQuasimetric, TrainValue
 from ami_agent.training.hierarchy import SelectLandmarks, TrainHierarchy
 from ami_agent.training.jepa import FinetuneDynamics, TrainJEPA
@@ -14,7 +14,7 @@ from ami_agent.training.policy import AmortizePlanning, DistillPlanner, GoalCond
 
 __all__ = [
     "AmortizePlanning",
-    "CollectRandom",
+    "CollectBehaviour",
     "CollectWithPlanner",
     "DistillPlanner",
     "DistillShortestPaths",

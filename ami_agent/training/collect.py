@@ -41,9 +41,9 @@ EPISODE_METRICS = ("episode_return", "episode_length")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectRandom(Stage):
-    """Collects steps of the environments' behaviour policy, or of random actions where they have
-    none."""
+class CollectBehaviour(Stage):
+    """Collects steps of the environments' own behaviour policy, or of uniformly random actions in
+    environments that have none."""
 
     num_envs: Annotated[int, (1, 1_000_000)] = 1500
     """Environments that the replay buffer keeps."""
@@ -58,7 +58,7 @@ class CollectRandom(Stage):
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         envs = env.build(distributed.share_size(self.num_envs), "cpu", **self.options)
-        return RandomCollector(agent, envs, self.steps, [make_behaviour_policy], seed)
+        return BehaviourCollector(agent, envs, self.steps, [make_behaviour_policy], seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,9 +313,9 @@ class Collector(StageRun):
         store_reference_obs(self.agent, self.seed)
 
 
-class RandomCollector(Collector):
-    """Collects steps of the behaviour policy, whose random stream a run that is resumed brings to
-    where it was as well."""
+class BehaviourCollector(Collector):
+    """Collects steps of the behaviour policy. A run that is resumed brings the policy's random
+    stream to where it was as well."""
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.start_policy()
