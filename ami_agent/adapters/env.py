@@ -33,7 +33,7 @@ from ami_agent.adapters.fault_tolerance import (
     EnvCreationError,
     EnvError,
     EnvResetError,
-    retry_on_worker_death,
+    retry_if_restarted,
 )
 from ami_agent.adapters.imports import import_path
 from ami_agent.adapters.make import (
@@ -217,7 +217,7 @@ class EnvConfig:
             batch_size = min(batch_size, num_envs - first)
             try:
                 with closing(self.build(batch_size, device, **options)) as env:
-                    result = retry_on_worker_death(partial(fn, env, first))
+                    result = retry_if_restarted(partial(fn, env, first))
             except (EnvCreationError, EnvResetError):  # perhaps a smaller batch can be open
                 if batch_size == 1:
                     raise

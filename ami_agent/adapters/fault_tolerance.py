@@ -62,8 +62,12 @@ class EnvCreationError(ConfigError):
     """The environment's constructor failed."""
 
 
-class WorkerDied(EnvError):
-    """A process died, and all environments were made again: they must be reset."""
+class EpisodesRestarted(EnvError):
+    """All environments were made again, which broke off their episodes: they must be reset."""
+
+
+class WorkerDied(EpisodesRestarted):
+    """All environments were made again because a worker process died."""
 
 
 class EnvWorkerError(RuntimeError):
@@ -236,10 +240,10 @@ def time_limit(seconds: float, message: str) -> Iterator[None]:
             _watchdog.calls[thread] = outer
 
 
-def retry_on_worker_death(fn: Callable[[], T]) -> T:
-    """The result of `fn`, which is started again where a worker process died."""
+def retry_if_restarted(fn: Callable[[], T]) -> T:
+    """The result of `fn`, which is called again where all environments were made again."""
     for _ in range(MAX_DEATHS - 1):
-        with contextlib.suppress(WorkerDied):
+        with contextlib.suppress(EpisodesRestarted):
             return fn()
     return fn()
 
@@ -259,11 +263,11 @@ class FaultTolerantVectorEnv(VectorWrapper):
 
     def reset(self, **kwargs: Any) -> Any:
         while True:  # a worker that dies in a reset has lost no episode
-            with contextlib.suppress(WorkerDied):
+            with contextlib.suppress(EpisodesRestarted):
                 return self._call("reset", lambda: self.env.reset(**kwargs))
 
     def step(self, actions: Any) -> Any:
-        """Raises WorkerDied, or EnvError."""
+        """Raises EpisodesRestarted, or another EnvError."""
         self.steps += 1
         return self._call("step", lambda: self.env.step(actions))
 
@@ -304,57 +308,78 @@ class FaultTolerantVectorEnv(VectorWrapper):
         )
 
     def _call(self, method: str, fn: Callable[[], Any]) -> Any:
-        failed = f"environment {self.name!r} failed in {method}"
+        """The result of `fn`. Raises EpisodesRestarted where all environments were made again,
+        another EnvError where the run must end."""
         try:
             with self._guard(method):
                 return fn()
         except ConfigError:
             raise
         except CallTimeout as timeout:
-            self.is_hung = True
-            location = error_location(timeout)
-            if isinstance(self.env.unwrapped, AsyncVectorEnv):
-                pipes = enumerate(self.env.unwrapped.parent_pipes)
-                hung = [str(index) for index, pipe in pipes if pipe is None or not pipe.poll()]
-                location = f" (worker {', '.join(hung)})" if hung else location
-            _kill(self.env, kill_only=True)
-            raise EnvError(f"{self._timeout_message(method)}{location}") from timeout
+            raise self._end_hung(method, timeout) from timeout
         except SameStepDetected as detected:
-            self._remake(detected.make)
-            log.warning(f"environment {self.name!r} {detected}")
-            raise WorkerDied(f"environment {self.name!r} {detected}") from None
+            message = f"environment {self.name!r} {detected}"
+            self._restart(detected.make, message)
+            raise EpisodesRestarted(message) from None
         except BaseException as error:  # third-party code may raise anything
             if is_interrupt(error):
                 raise
-            death = _dead_workers(self.env) if isinstance(error, (EOFError, OSError)) else ""
-            _kill(self.env)
-            if death and interrupt.signal_pending(SIGNAL_WINDOW):
-                interrupt.raise_abrupt()  # a signal that ends this process ended its workers first
+            death = self._end_failed(error)
             if not death:
-                kind = EnvResetError if method == "reset" else EnvError
-                reason = f"{describe_error(error)}{_hint(method, error)}"
-                raise kind(f"{failed}: {reason}") from error
-            self.deaths = [*self.deaths, self.steps][-MAX_DEATHS:]
-            if len(self.deaths) == MAX_DEATHS and self.steps - self.deaths[0] < DEATH_WINDOW:
+                raise self._error_of_env(method, error) from error
+            if self._dies_often():
                 raise EnvError(
                     f"environment {self.name!r}: {death}, the third death within {DEATH_WINDOW} "
                     "steps"
                 ) from error
-        self._remake(self.make)
-        log.warning(
+        self._restart(
+            self.make,
             f"environment {self.name!r}: {death}; all {self.num_envs} environments are made again, "
-            "and their episodes restarted"
+            "and their episodes restarted",
         )
-        raise WorkerDied(f"{failed}: {death}")
+        raise WorkerDied(f"environment {self.name!r} failed in {method}: {death}")
 
-    def _remake(self, make: Callable[[], VectorEnv]) -> None:
-        """Raises EnvError, so that training up to here is saved."""
+    def _end_hung(self, method: str, timeout: CallTimeout) -> EnvError:
+        """Ends the environments after a call that did not return; the error that says which."""
+        self.is_hung = True
+        location = error_location(timeout)
+        if isinstance(self.env.unwrapped, AsyncVectorEnv):
+            pipes = enumerate(self.env.unwrapped.parent_pipes)
+            hung = [str(index) for index, pipe in pipes if pipe is None or not pipe.poll()]
+            location = f" (worker {', '.join(hung)})" if hung else location
+        _kill(self.env, kill_only=True)
+        return EnvError(f"{self._timeout_message(method)}{location}")
+
+    def _end_failed(self, error: BaseException) -> str:
+        """Ends the environments after an error. Returns which workers died, and how; empty where
+        the environment's own code failed."""
+        death = _dead_workers(self.env) if isinstance(error, (EOFError, OSError)) else ""
+        _kill(self.env)
+        if death and interrupt.signal_pending(SIGNAL_WINDOW):
+            interrupt.raise_abrupt()  # a signal that ends this process ended its workers first
+        return death
+
+    def _error_of_env(self, method: str, error: BaseException) -> EnvError:
+        """What the environment's own code raised, as one line."""
+        kind = EnvResetError if method == "reset" else EnvError
+        reason = f"{describe_error(error)}{_hint(method, error)}"
+        return kind(f"environment {self.name!r} failed in {method}: {reason}")
+
+    def _dies_often(self) -> bool:
+        """Records a death at this step. Returns whether the latest were close to each other."""
+        self.deaths = [*self.deaths, self.steps][-MAX_DEATHS:]
+        return len(self.deaths) == MAX_DEATHS and self.steps - self.deaths[0] < DEATH_WINDOW
+
+    def _restart(self, make: Callable[[], VectorEnv], message: str) -> None:
+        """Makes all environments again, and logs why. Raises EnvError, so that training up to here
+        is saved."""
         _kill(self.env)
         self.make = make
         try:
             self.env = self._make_envs()
         except ConfigError as error:
             raise EnvError(str(error)) from error
+        log.warning(message)
 
 
 RETURN_VALUES = {

@@ -316,7 +316,7 @@ def _evaluate_mode(
     return results, {
         "planned": planned,
         "violated": violated,
-        **faults.retry_on_worker_death(time_actions),
+        **faults.retry_if_restarted(time_actions),
         "ms_per_action_batched": 1000 * float(np.mean(times)),
     }
 

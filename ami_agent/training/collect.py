@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ami_agent.adapters.env import ActFn, EnvAdapter, EnvConfig, Info, StepResult, rollout
 from ami_agent.adapters.env_spec import EnvironmentSpec
-from ami_agent.adapters.fault_tolerance import WorkerDied
+from ami_agent.adapters.fault_tolerance import EpisodesRestarted
 from ami_agent.adapters.make import Options
 from ami_agent.agent import Agent
 from ami_agent.data.dataset import EpisodeDataset
@@ -232,12 +232,12 @@ class Collector(StageRun):
         return dict(zip(EPISODE_METRICS, means, strict=True))
 
     def _next_step(self) -> StepResult:
-        """A step. Where an environment's process died, all episodes are broken off and new ones
-        begin."""
+        """A step. Where all environments were made again, their episodes are broken off and new
+        ones begin."""
         while True:
             try:
                 return next(self.results)
-            except WorkerDied:
+            except EpisodesRestarted:
                 if distributed.world().size > 1:  # the others act on
                     raise
                 self.reset_envs()
@@ -298,7 +298,7 @@ class Collector(StageRun):
                 result = self.env.step(obs, action[self.rows].to(self.env.device))
                 obs, info = result.next_obs, result.info
                 reset_mask, done = done, distributed.gather(result.done.cpu())
-        except WorkerDied:
+        except EpisodesRestarted:
             if distributed.world().size > 1:
                 raise
             return False

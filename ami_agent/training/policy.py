@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ami_agent.adapters.env import EnvAdapter, EnvConfig
-from ami_agent.adapters.fault_tolerance import retry_on_worker_death
+from ami_agent.adapters.fault_tolerance import retry_if_restarted
 from ami_agent.adapters.make import Options
 from ami_agent.agent import Agent
 from ami_agent.evaluation.policies import EpisodeStart, TaskTracker
@@ -231,7 +231,7 @@ class DAggerRun(SGDStageRun):
         if self.step * self.stage.rounds >= len(self.labels) * self.total:
             collect = partial(self._collect_labels, len(self.labels))
             # several processes can't begin anew together
-            new_labels = collect() if world().size > 1 else retry_on_worker_death(collect)
+            new_labels = collect() if world().size > 1 else retry_if_restarted(collect)
             self._set_labels(*self.labels, new_labels)
         return super().update()
 
