@@ -139,7 +139,7 @@ class Config(Settings):
     """Everything that makes a run what it is, beside its seed and its device: the six modules,
     the environments, the tasks and the training stages."""
 
-    recipe: str
+    recipe: Annotated[str, tyro.conf.Suppress]  # the command line names it without a flag
     env: EnvConfig
     """The environment in which the agent is trained."""
     eval_env: EnvConfig

@@ -159,6 +159,15 @@ def test_a_flag_that_is_suggested_has_an_effect(flag, message, capsys):
         assert not re.fullmatch(r"--actor-critic\.(train-jepa\.)?optim\.steps", named)
 
 
+@pytest.mark.parametrize("command", ["train", "ablate"])
+@pytest.mark.parametrize(("flag", "said"), [("--recipe", "--recipe, maze"), ("--recip", "--recip")])
+def test_the_name_of_a_recipe_is_no_flag_of_another(command, flag, said, capsys):
+    # a flag that is there after all would be refused for the episodes, and nothing is trained
+    line = error_line(capsys, command, "two-rooms", flag, "maze", "--episodes", "0")
+    assert f"Unrecognized options: {said}" in line
+    assert "perhaps" not in line
+
+
 def test_a_run_that_was_probably_meant_is_named(own, capsys, monkeypatch):
     monkeypatch.chdir(own.parent)
     (own.parent / "runs" / "two-rooms").mkdir(parents=True)

@@ -132,7 +132,6 @@ def test_every_number_has_a_type_and_both_bounds(kind):
         ("--save-every", "nan", "is nan; it must be from 0 to 1e+09"),
         ("--seed", "-1", "is -1; it must be a whole number from 0 to 2147483647"),
         ("--threads", "x", "is 'x'; it must be a whole number"),
-        ("--recipe", "", "is ''; it must be a name of 1 to 200 characters"),
     ],
 )
 def test_messages_name_the_flag_as_it_stands_in_the_recipe(flag, value, message, capsys, tmp_path):
@@ -145,6 +144,12 @@ def test_messages_name_the_flag_as_it_stands_in_the_recipe(flag, value, message,
 def test_keys_of_mappings_are_named_as_they_are_given(capsys):
     line = error_line(capsys, "train", "two-rooms", "--configurator.modality-weights", "obs", "-2")
     assert "--configurator.modality-weights obs is -2.0; it must be from 0 to 1e+06" in line
+
+
+def test_a_recipe_has_a_name():
+    for name in ("", "x" * 201):
+        with pytest.raises(BadSetting, match=r"recipe is .*; it must be a name of 1 to 200 char"):
+            replace(recipes.two_rooms(), recipe=name)
 
 
 def test_a_task_has_bounds_too():

@@ -181,10 +181,11 @@ def _concrete_class(default: Any, hidden: Collection[str] = (), with_help: bool 
 
 def _has_flag(value: Any, hint: Any) -> bool:
     """Whether a field that is no dataclass has a flag: there are none within a mapping, nor of a
-    component that is left out."""
+    component that is left out, nor of a field that is marked so."""
     is_left_out = value is None and (hint is None or any(map(is_dataclass, get_args(hint))))
     is_mapping = isinstance(value, dict) and any(map(is_dataclass, value.values()))
-    return not (is_left_out or is_mapping)
+    is_suppressed = tyro.conf.Suppress in getattr(hint, "__metadata__", ())
+    return not (is_left_out or is_mapping or is_suppressed)
 
 
 def _flags(settings: Any, path: str = "--") -> Iterator[str]:
