@@ -15,7 +15,7 @@ from modules.world_model.jepa import WorldModelConfig
 
 
 def reach() -> Config:
-    """An arm of two coupled joints, learnt from random motion alone. A goal is the arm at rest;
+    """An arm of two coupled joints, learnt from random torques alone. A goal is the arm at rest;
     nothing is in the way, so one level is enough."""
     env = EnvConfig(id="ami/Reach-v0", options={"obs_type": "state"})
     return Config(

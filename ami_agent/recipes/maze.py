@@ -81,7 +81,7 @@ def maze() -> Config:
 
 
 def maze_levels() -> Config:
-    """The same maze with a learnt level of the H-JEPA, which plans macro-actions, instead of
+    """The maze of `maze` with a learnt level of the H-JEPA, which plans macro-actions, instead of
     landmarks."""
     return override(
         maze(),
@@ -95,7 +95,7 @@ def maze_levels() -> Config:
 
 
 def maze_pixels() -> Config:
-    """The same maze from images: keypoints and their motion make the state."""
+    """The maze of `maze` from images: keypoints and their motion make the state."""
     return _with_pixels(maze(), "maze-pixels")
 
 
@@ -203,7 +203,8 @@ def point_maze() -> Config:
 
 
 def point_maze_medium() -> Config:
-    """The same in the maze "medium" of 6 by 6 cells; a unit of the state spans more of it."""
+    """The recipe `maze` for a ball that MuJoCo moves, in the maze "medium" of 6 by 6 cells; a unit
+    of the state spans more of it."""
     return override(
         point_maze(),
         {
@@ -221,13 +222,13 @@ def point_maze_medium() -> Config:
 
 
 def point_maze_pixels() -> Config:
-    """The maze "u" from images: keypoints and their motion make the state."""
+    """The recipe `point-maze` from images: keypoints and their motion make the state."""
     config = _with_pixels_and_velocity(point_maze(), "point-maze-pixels")
     return override(config, {CRITIC_SCALE: 7})
 
 
 def point_maze_medium_pixels() -> Config:
-    """The maze "medium" from images."""
+    """The recipe `point-maze-medium` from images."""
     return _with_pixels_and_velocity(point_maze_medium(), "point-maze-medium-pixels")
 
 

@@ -61,9 +61,9 @@ def two_rooms() -> Config:
 
 
 def two_rooms_slow() -> Config:
-    """The same layout for a dot ten times as slow: goals are a hundred steps away and more, and a
-    landmark graph leads there. A keypoint makes the state, which resolves steps of a seventh of a
-    pixel; the critic counts in units of ten steps."""
+    """The layout of `two-rooms` for a dot ten times as slow: goals are a hundred steps away and
+    more, and a landmark graph leads there. A keypoint makes the state, which resolves steps of a
+    seventh of a pixel; the critic counts in units of ten steps."""
     env = EnvConfig(id="ami/TwoRooms-v0", variant="slow")
     return override(
         two_rooms(),
@@ -94,8 +94,8 @@ def two_rooms_slow() -> Config:
 
 
 def two_rooms_distracted() -> Config:
-    """The same layout before a background with moving distractors, which no action influences: the
-    configurator sets the weight of that modality to 0."""
+    """The layout of `two-rooms` before a background with moving distractors, which no action
+    influences: the configurator sets the weight of that modality to 0."""
     env = EnvConfig(id="ami/TwoRooms-v0", variant="fixed", options={"num_distractors": 4})
     return override(
         two_rooms(),
