@@ -158,7 +158,7 @@ class RunLogger(ConsoleLogger):
             board.add_image(tag, image, step, dataformats="HWC")
 
     def log_video(self, tag: str, gif: bytes, step: int) -> None:
-        """As an image: TensorBoard plays GIFs."""
+        """Writes the GIF as an image: TensorBoard plays it."""
         shown = Summary.Image(encoded_image_string=gif, colorspace=3)
         summary = Summary(value=[Summary.Value(tag=tag, image=shown)])
         with self._tensorboard() as board:

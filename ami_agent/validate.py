@@ -25,7 +25,8 @@ def check_config(config: Config) -> None:
 
 
 def check_all(configs: Mapping[str, Config]) -> None:
-    """The same for every variant of a study; names all that can't be trained."""
+    """Checks every variant of a study as `check_config` does; the ConfigError names all variants
+    that can't be trained."""
     errors = {}
     for name, config in configs.items():
         try:

@@ -244,7 +244,7 @@ def _plain(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _rebuilt(value: Any, tensors: Iterator[Any]) -> Any:
-    """The same with other tensors, in the order of `_key`."""
+    """The value with other tensors in it, in the order of `_key`."""
     if isinstance(value, Tensor):
         return next(tensors)
     if isinstance(value, Keyed):

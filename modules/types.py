@@ -290,7 +290,7 @@ class EvaluatedRollouts(NamedTuple):
         return describe(self)
 
     def detach(self) -> EvaluatedRollouts:
-        """The same without gradients."""
+        """These rollouts without gradients."""
         rollout = Rollout(*(part.detach() for part in self.rollout))
         one_future = self.scenario_states is self.rollout.states
         return EvaluatedRollouts(

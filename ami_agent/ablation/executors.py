@@ -58,7 +58,7 @@ class JobResult(NamedTuple):
     metrics: Mapping[str, Any] | None
     failure: str = ""
     seconds: float = 0.0
-    """Of work in this command; 0 where the run was finished before."""
+    """Seconds of work in this command; 0 where the run was finished before."""
 
 
 def finished_metrics(job: Job) -> Mapping[str, Any] | None:

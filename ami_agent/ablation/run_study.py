@@ -32,13 +32,13 @@ class StudyPlan:
 
     name: str
     configs: Mapping[str, Config]
-    """By variant."""
+    """The settings of each variant, by its name."""
     seeds: int = 3
     episodes: int = 100
-    """Of the evaluation of each run."""
+    """Episodes of the evaluation of each run."""
     device: str = "cpu"
     question: str = ""
-    """That the study answers."""
+    """The question that the study answers."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:

@@ -25,7 +25,7 @@ class Measure(NamedTuple):
     unit: str
     scale: float
     description: str
-    """For readers who don't know the environment."""
+    """What the measure says, for readers who don't know the environment."""
     max_difference: float = inf
     """The largest possible difference of two values."""
 

@@ -75,7 +75,7 @@ class Study:
         return {r.seed: measure.value(r.metrics[mode]) for r in results if r.metrics}
 
     def values(self, variant: str, mode: str) -> list[float]:
-        """The same without the seeds that failed."""
+        """The main measure of a variant, for every seed that did not fail."""
         return list(self.values_by_seed(variant, mode).values())
 
     def difference(self, variant: str, mode: str, other_variant: str = "") -> stats.Difference:

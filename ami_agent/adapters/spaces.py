@@ -32,7 +32,8 @@ NUMERIC_KINDS = "biuf"
 MIN_IMAGE_SIDE = 8
 """Pixels of an image's side; arrays of three axes with a shorter side are vectors."""
 MIN_GRAY_IMAGE_SIDE = 16
-"""The same for arrays of two axes that are not bytes: sets of vectors are seldom as large."""
+"""Pixels of an image's side where an array has two axes and is not of bytes: sets of vectors are
+seldom as large."""
 CHANNELS = (1, 2, 3, 4)
 STACKED_CHANNELS = (6, 8, 9, 12, 16)
 """Channels of one image, and of several that are stacked along the channel axis."""
@@ -102,7 +103,7 @@ def reason_to_ignore(leaf: spaces.Space, layout: Layout, is_only_leaf: bool) -> 
 
 
 def _is_text(space: spaces.Space) -> bool:
-    """Also for a space class that is not Gymnasium's."""
+    """Whether a space is one of texts; its class need not be Gymnasium's."""
     if isinstance(space, spaces.Text):
         return True
     if type(space).__module__.startswith("gymnasium."):

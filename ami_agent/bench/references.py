@@ -78,7 +78,7 @@ class References(CommandFlags):
     trust: bool = False
     """Import all modules that the run folder names."""
     seconds: Annotated[float, (0.0, 1e6)] = 10.0
-    """Of measurement for each rate."""
+    """Seconds of measurement for each rate."""
     out: str = ""
     """A picture of the ratios (.png)."""
 

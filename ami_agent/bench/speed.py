@@ -69,7 +69,7 @@ class EnvSpeed(CommandFlags):
     num_envs: Annotated[tuple[int, ...], (1, 1_000_000)] = (1, 16, 64)
     """Numbers of environments that are stepped at once."""
     seconds: Annotated[float, (0.0, 1e6)] = 2.0
-    """Of measurement for each way of stepping."""
+    """Seconds of measurement for each way of stepping."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,7 +153,7 @@ class PlanningSpeed(CommandFlags):
     """Numbers of environments that the agent acts in at once."""
     modes: tuple[Mode, ...] = ("react", "plan")
     seconds: Annotated[float, (0.0, 1e6)] = 2.0
-    """Of measurement for each mode, number and device."""
+    """Seconds of measurement for each mode, number and device."""
     compile: bool = False
     """Measure compiled plans as well, by turns with the others; compiling them takes a minute or
     more for each number of environments."""

@@ -133,7 +133,7 @@ class EpisodeFlags(RunFolderFlags):
     env: str = ""
     """Another environment than the one the recipe is evaluated in, also as --env.id."""
     variant: str = ""
-    """Another variant of it."""
+    """Another variant of the environment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ class EvalFlags(EpisodeFlags):
 
     mode: Mode = "plan"
     seed: int = FIRST_EVAL_SEED
-    """Episode i has seed + i."""
+    """Seed of the first episode; episode i has seed + i."""
     accept_other_spaces: bool = False
     """Evaluate although the bounds of actions or observations are not those of training."""
     device: Device = "auto"
@@ -272,12 +272,12 @@ def check_file_path(flag: str, path: str) -> None:
 
 
 def with_absolute_imports(env: EnvConfig) -> EnvConfig:
-    """The same environment, its imports as absolute paths, which are found from any folder."""
+    """The environment with its imports as absolute paths, which are found from any folder."""
     return replace(env, imports=tuple(map(absolute_import, env.imports)))
 
 
 def with_imports(config: Config, files: Sequence[str]) -> Config:
-    """The same settings; its environments import these files and modules as well."""
+    """The settings with environments that import these files and modules as well."""
     names = tuple(map(absolute_import, files))
     env, eval_env = (
         replace(env, imports=tuple(dict.fromkeys([*env.imports, *names])))

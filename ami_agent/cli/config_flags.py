@@ -96,7 +96,8 @@ def parse(
 def parse_known(
     default: AnySettings, argv: Sequence[str], program: str
 ) -> tuple[AnySettings, list[str]]:
-    """The same, and the flags that are not of `default`, `--help` among them."""
+    """`default` with the fields that its flags replace, and the flags that are not of it, `--help`
+    among them."""
     argv, group = split_help(argv)
     found, rest = _parse(default, argv, program, return_unknown_args=True)
     help_flags = [] if group is None else ["--help", *filter(None, [group])]
@@ -227,7 +228,7 @@ def _unchecked(settings: Any) -> None:
 
 
 def _to_original_class(found: Any, default: Any, path: str) -> Any:
-    """The same values in the class of `default`, whose flags begin with `path`; ConfigError,
+    """The values of `found` in the class of `default`, whose flags begin with `path`; ConfigError,
     which names the flag, for values that this class refuses."""
     values = {}
     hints = get_type_hints(type(default), include_extras=True)

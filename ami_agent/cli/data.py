@@ -33,7 +33,7 @@ class InspectFlags(JsonFlags):
     many terminate."""
 
     keys: Keys = field(default_factory=dict)
-    """Which columns are what, as of `ami train`; also as --keys."""
+    """Which columns are what, as in `ami train` (--data.keys); also as --keys."""
     out: str = ""
     """A PNG of the lengths, and of trajectories or frames."""
 
@@ -43,7 +43,7 @@ class ConvertFlags(JsonFlags):
     """Converts recorded episodes; the ending of the result decides its layout."""
 
     keys: Keys = field(default_factory=dict)
-    """Which columns are what, as of `ami train`; also as --keys."""
+    """Which columns are what, as in `ami train` (--data.keys); also as --keys."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,7 +118,8 @@ def _recipe(
 def _recipe_for_env(
     name: str, files: Sequence[str], argv: Sequence[str], program: str, resumed: Path | None
 ) -> tuple[Config, list[str]]:
-    """The same of a recipe for any environment, whose code is in `files`."""
+    """The settings of a recipe for any environment, whose code is in `files`, and the flags that
+    are left."""
     make, default_env = ENV_RECIPES[name]
     if resumed is None:
         default = EnvFlags(env=replace(default_env, imports=tuple(files)))

@@ -161,7 +161,8 @@ def write_npz(out: Path, raw: RawColumns) -> None:
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """As numpy.savez, which takes no path without its ending, and no array of any name."""
+    """Writes the file that numpy.savez would; that takes no path without its ending, and no array
+    of any name."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:

@@ -51,7 +51,8 @@ def open_recording(place: str, keys: Mapping[str, str]) -> Recording:
 
 
 def open_dataset(place: str, keys: Mapping[str, str], env: EnvAdapter) -> EpisodeDataset:
-    """The same for an environment; ConfigError where they are of other spaces."""
+    """The recorded episodes at that place, for an environment; ConfigError where they are of other
+    spaces."""
     if (Path(place) / "config.json").exists():
         return from_run(place, env)
     if not os.path.lexists(place) and MINARI_ID.fullmatch(place):

@@ -92,7 +92,7 @@ class Table:
     """The rows of each column."""
 
     def _open(self) -> AbstractContextManager[ReadRows]:
-        """As `reader`, for names of single columns."""
+        """A reader like that of `reader`, for names of single columns."""
         raise NotImplementedError
 
     @contextmanager

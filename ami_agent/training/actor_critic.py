@@ -138,7 +138,7 @@ class ActorCriticStage(Stage):
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(steps=0, batch_size=128, lr=7e-4, final_lr_fraction=0.2)
     )
-    """Training of policy and value critics; likewise."""
+    """Training of policy and value critics. `optim.steps` has no effect here either."""
     horizon: Annotated[int, HORIZON] = 4
     """Steps of an imagined rollout, H."""
     td_lambda: Annotated[float, FRACTION] = 0.95

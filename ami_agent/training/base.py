@@ -109,7 +109,7 @@ class StageRun:
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Is called after the last step. The trained modules are the agent's own."""
+        """What remains to be done after the last step. The trained modules are the agent's own."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the next step depends on; empty where a run that is interrupted begins
@@ -117,7 +117,7 @@ class StageRun:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from there."""
+        """Continues from what `state_dict` returned."""
 
     def close_envs(self) -> None:
         """Closes the environments that stay open between updates, if there are any."""

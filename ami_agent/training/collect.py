@@ -100,7 +100,7 @@ class LoadDataset(Stage):
     path: str = ""
     """Recorded episodes, by what lies there: a .npz file as OGBench's, an HDF5 file (robomimic,
     stable-worldmodel, D4RL), a folder of .npz files, one an episode, or a run that kept its replay
-    buffer; or the id of a Minari dataset. `--data PATH` says the same."""
+    buffer; or the id of a Minari dataset. `--data PATH` is the short form."""
     keys: dict[str, str] = field(default_factory=dict)
     """Which columns of the file are observations, actions, rewards, terminated and done (1 in the
     last row of each episode), as pairs ROLE NAME, where their names do not say so. A+B joins two
@@ -306,7 +306,7 @@ class Collector(StageRun):
         return self.agent.replay_buffer.ends_with(distributed.gather(obs))
 
     def _before_replayed_action(self, obs: Observation) -> None:
-        """Is called before each repeated action, with the observation it was chosen for."""
+        """A subclass prepares each repeated action here; `obs` is what it was chosen for."""
 
     def finish(self) -> None:
         self.env.close()

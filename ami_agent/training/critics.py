@@ -181,7 +181,7 @@ class DistillShortestPaths(SGDStage):
     num_graphs: Annotated[int, (1, 1_000_000)] = 200
     """Episodes that become a graph."""
     nodes_per_graph: Annotated[int, (2, 100_000)] = 640
-    """States of each."""
+    """States of each graph."""
     group_size: Annotated[int, BATCH] = 32
     """States, and as many goals, of one graph in a batch; each state is paired with each goal."""
     edge_length: Annotated[float, (0.0, 1e6)] = 2.0

@@ -119,7 +119,7 @@ class TrainHierarchy(SGDStage):
     max_distance: Annotated[float, (0.0, 1e6)] = 12.0
     """Macro-steps beyond which distances are hardly pushed further."""
     prediction: Annotated[float, WEIGHT] = 10.0
-    """Weight of the prediction; those of the priors and of the distance are 1."""
+    """Weight of the prediction; the weights of the priors and of the distance are 1."""
     variance: Annotated[float, WEIGHT] = 4.0
     """Weight of the variance of states."""
     covariance: Annotated[float, WEIGHT] = 0.5
@@ -216,7 +216,7 @@ class SelectLandmarks(Stage):
     num_windows: Annotated[int, (1, 10_000_000)] = 3000
     """Recorded windows from which the graph knows which of its edges were travelled."""
     length: Annotated[int, HORIZON] = 8
-    """Steps of such a window."""
+    """Steps of such a recorded window."""
     num_visited: Annotated[int, (1, 10_000_000)] = 100_000
     """Recorded states, at most, of which a graph with stochastic edges takes how often the agent
     was at each landmark; chance events count all."""

@@ -146,7 +146,7 @@ class GoalConditionedBC(SGDStage):
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=3000, batch_size=256))
     max_goal_offset: Annotated[int, HORIZON] = 20
-    """Steps by which such a goal comes later, at most."""
+    """Steps, at most, from an action to the state that is taken for its goal."""
 
     def check(self, config: Config, name: str) -> None:
         if all(task.goal_source != "env" for task in config.tasks.values()):

@@ -234,7 +234,8 @@ class LossWeights:
     prediction: float = 1.0
     """Squared error of the predicted states."""
     scaled_prediction: float = 0.0
-    """The same error, each dimension in units of its typical change in a step."""
+    """Squared error of the predicted states, each dimension in units of its typical change in a
+    step."""
     variance: float = 16.0
     """The standard deviation of each state feature over the batch is at least 1 (VICReg). Without
     this term, or one that replaces it, all observations may get the same state: a collapse."""

@@ -123,7 +123,7 @@ class EpisodeSelection:
     mode: str = "plan"
     """One of the agent's modes, or "both": Mode-2 and Mode-1."""
     task: str = ""
-    """The name of one of the agent's tasks; its first one if empty."""
+    """The name of one of the agent's tasks; the first task if empty."""
     seed: int = 0
     max_steps: int | None = None
     """Steps after which episodes are cut off."""

@@ -29,7 +29,7 @@ class IntrinsicCostConfig(Settings):
     has no parameters: nothing can train it."""
 
     weight: Annotated[float, WEIGHT] = 1.0
-    """Its weight u_i in every task that names none."""
+    """Weight u_i of the cost in every task that names none."""
 
     def build(self) -> CostFn:
         """The cost, differentiable: an imagined rollout and the task -> energy `[B, P]`."""
@@ -184,8 +184,8 @@ class Cost(nn.Module):
         return terms
 
     def by_hand(self, context: TaskContext) -> CostByHand | None:
-        """The same for states that follow from actions, with the gradient of their sum; None if
-        the gradient of any of them is not written by hand."""
+        """The cost terms of states that follow from actions, with the gradient of their sum; None
+        if the gradient of any term is not written by hand."""
         energy = partial(mean_square, goal_dims=context.goal_dims)
         found: dict[str, PathEnergy | None] = {"goal_distance": energy}
         critic = self.goal_critic

@@ -201,8 +201,8 @@ class ReplayBuffer:
         group_size: int = 1,
         parts: Parts = ALL_PARTS,
     ) -> tuple[Trajectory, Observation]:
-        """The same, and for each window an observation `[count, *O]` drawn uniformly from its last
-        one to the last stored one of its episode (hindsight goals)."""
+        """The windows of `sample`, and for each an observation `[count, *O]` drawn uniformly from
+        its last one to the last stored one of its episode (hindsight goals)."""
         found = self._require_windows(length)
         drawn = draw_windows(found, count, group_size, generator)
         future = found.start[draw_future(found, drawn, generator)]

@@ -21,8 +21,8 @@ class Storage(Protocol):
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor: ...
 
     def prefetch(self, part: Tensor, index: Tensor) -> None:
-        """Is called before rows of `part` `[rows, B, ...]` are read, with their indices into rows *
-        B."""
+        """The buffer calls this before it reads rows of `part` `[rows, B, ...]`, with their indices
+        into rows * B."""
 
 
 class Parts(NamedTuple):

@@ -67,7 +67,7 @@ class DescentPlanner:
     def initial_candidates(
         self, state: Tensor, context: TaskContext, warm_start: Tensor | None, rng: torch.Generator
     ) -> tuple[tuple[Tensor, Tensor], Tensor, int]:
-        """Those offered by the last plan and by the policy, the random ones, `[B, *, H, A]` each,
+        """The candidates of the last plan and of the policy, the random ones, `[B, *, H, A]` each,
         and the number of iterations."""
         config = self.config
         previous = fitting_warm_start(warm_start, state, context, self.evaluator.action_dim)
