@@ -112,10 +112,7 @@ class Agent(nn.Module):
                     "are too large for this agent"
                 )
         context = self.configurator.context(task, goal.to(self.device))
-        without_goal = replace(task, goal=None)
-        known = [spec.to_task(None, task.mode) for spec in self.tasks.values()]
-        if without_goal in known:
-            context = context._replace(task=known.index(without_goal))
+        context = context._replace(task_index=self._index_of(task))
         self.cost.validate_weights(context.weights)
         if context.weights.get("boredom"):
             reference_obs = self.reference_obs.observations()
@@ -123,6 +120,14 @@ class Agent(nn.Module):
                 reference_states=self.encode(reference_obs, modality_weights)
             )
         return context
+
+    def _index_of(self, task: Task) -> int | None:
+        """The index of the agent's task with the same costs, which decide the scale of the energy,
+        if possible with the same horizon and level of risk; None if there is none."""
+        known = [spec.to_task(None, task.mode) for spec in self.tasks.values()]
+        alike = [index for index, other in enumerate(known) if _costs(other) == _costs(task)]
+        equal = [index for index in alike if known[index] == replace(task, goal=None)]
+        return next(iter([*equal, *alike]), None)
 
     def task_spec(self, task: str) -> TaskSpec:
         """The task of that name; the first one if the name is empty."""
@@ -176,6 +181,10 @@ class Agent(nn.Module):
     def remember(self, transition: Transition) -> None:
         """Adds a step to the replay buffer."""
         self.replay_buffer.add(transition)
+
+
+def _costs(task: Task) -> tuple[Mapping[str, float], ...]:
+    return task.drives, task.weights, task.limits, task.modality_weights
 
 
 class EpisodeState(NamedTuple):

@@ -249,8 +249,7 @@ class TaskContext(NamedTuple):
     upper_plans: Tensor  # [B, L - 1, H, D]: plans of the levels above, top first; `goal` is theirs
     noise: Tensor | None = None  # [K, H, U] in [0, 1): what the sampled futures of a plan share
     goal_dims: int = 0  # numbers of a state, from the first, that the goal is about; 0: all
-    # index of the agent's task that differs in goal and mode alone; 0 if there is none
-    task: int = 0
+    task_index: int | None = None  # of the agent's task with the same costs; None: there is none
 
     def __repr__(self) -> str:
         return describe(self)

@@ -449,11 +449,26 @@ def test_tasks_of_the_same_vector_have_scales_of_their_own(tiny):
         context = agent.context(tasks[name].to_task(obs, "auto"))
         own = labels.energy[labels.task == index]
         assert len(own) == 8
-        std = predictor.energy_std(context.task_vector, context.task)
+        std = predictor.energy_std(context.task_vector, context.task_index)
         torch.testing.assert_close(std, own.std(correction=0).expand(4))
     assert predictor.scale[1] > 10 * predictor.scale[0]
-    unknown = agent.context(replace(tasks["near"].to_task(obs, "auto"), horizon=2))
-    assert unknown.task == 0
+    for index, name in enumerate(tasks):  # the scale of the energy is that of the costs
+        planned_otherwise = replace(
+            tasks[name].to_task(obs, "auto"), horizon=2, planner_iterations=1
+        )
+        assert agent.context(planned_otherwise).task_index == index
+
+
+def test_where_nothing_is_known_of_the_energies_of_a_task_the_agent_plans(tiny):
+    agent, env = make_policy(tiny, num_envs=4)
+    obs, _ = env.reset(0)
+    agent.plan_energy_predictor.mean.fill_(BIG)  # of the agent's task: planning gains nothing
+    own = tiny.tasks["reach"].to_task(obs, "auto")
+    others = replace(own, weights={"critic": 1e-3})
+    assert agent.context(others).task_index is None
+    for task, plans in ((own, False), (others, True)):
+        plan = agent.controller(4, task, tensors=True).act(obs)
+        assert plan.planned.tolist() == [plans] * 4
 
 
 def test_the_ignored_energy_depends_on_the_task():
@@ -593,7 +608,7 @@ def test_the_predictor_is_trained_on_the_energies_of_plans(tiny):
     torch.testing.assert_close(agent.plan_energy_predictor.scale, energy.std(correction=0)[None])
     torch.testing.assert_close(agent.plan_energy_predictor.task_vectors, condition[:1])
     with torch.no_grad():
-        expected = agent.plan_energy_predictor(state, goal, condition)
+        expected = agent.plan_energy_predictor(state, goal, condition, 0)
     missed = (expected - energy).square().mean() / energy.var()
     assert missed < 0.5
 

@@ -278,7 +278,8 @@ class DAggerRun(SGDStageRun):
             plan, carry = self.agent.planner(state, context, carry)
             own_action = self.agent.policy(state, context.goal, context.task_vector)
             target = plan.action if is_imitated else own_action
-            task = torch.full((len(state),), context.task, device=state.device)
+            assert context.task_index is not None  # it is one of the agent's own tasks
+            task = torch.full((len(state),), context.task_index, device=state.device)
             labels.append(
                 Label(state, context.goal, context.task_vector, target, plan.energy, task)
             )

@@ -36,7 +36,8 @@ class PlanEnergyPredictor(nn.Module):
     """Predicts the energy of the plan that Mode-2 would find, trained on its plans: state, goal and
     task vector `[B, ...]` -> `[B]`. The energies of K tasks differ by orders of magnitude, so each
     task has its own mean and standard deviation, found by its task vector, and by its index `task`
-    (an int or `[B]`) among tasks of the same vector."""
+    (an int or `[B]`) among tasks of the same vector. Another task (None) has those of the nearest
+    vector. Where vectors are empty, nothing is known of its energies: -inf is predicted."""
 
     task_vectors: Tensor  # [K, W]; infinite for tasks without training
     mean: Tensor  # [K]
@@ -50,20 +51,27 @@ class PlanEnergyPredictor(nn.Module):
         self.register_buffer("scale", torch.ones(num_tasks))
 
     def forward(
-        self, state: Tensor, goal: Tensor, task_vector: Tensor, task: int | Tensor = 0
+        self, state: Tensor, goal: Tensor, task_vector: Tensor, task: int | Tensor | None = None
     ) -> Tensor:
+        if task is None and not task_vector.shape[-1]:
+            return state.new_full((len(state),), -torch.inf)
         inputs = torch.cat([state, goal, goal - state, task_vector], -1)
         index = self._task_index(task_vector, task)
         return self.mean[index] + self.scale[index] * self.layers(inputs).squeeze(-1)
 
-    def energy_std(self, task_vector: Tensor, task: int | Tensor = 0) -> Tensor:
-        """`[B, W]` -> the standard deviation of the plan energies of that task, `[B]`."""
+    def energy_std(self, task_vector: Tensor, task: int | Tensor | None = None) -> Tensor:
+        """`[B, W]` -> the standard deviation of the plan energies of that task, `[B]`; 0 where
+        nothing is known of them."""
+        if task is None and not task_vector.shape[-1]:
+            return task_vector.new_zeros(len(task_vector))
         return self.scale[self._task_index(task_vector, task)]
 
-    def _task_index(self, task_vector: Tensor, task: int | Tensor) -> Tensor:
+    def _task_index(self, task_vector: Tensor, task: int | Tensor | None) -> Tensor:
         """`[B, W]` -> the index of the nearest task vector, `[B]`: `task` if it is as near."""
         distance = (task_vector[:, None] - self.task_vectors).abs().sum(-1)  # [B, K]
         least, nearest = distance.min(1)
+        if task is None:
+            return nearest
         own = torch.zeros_like(nearest) + task
         return torch.where(distance.gather(1, own[:, None]).squeeze(1) <= least, own, nearest)
 
@@ -178,7 +186,7 @@ class AdaptiveActor:
         if last_plan is None or len(last_plan.energy) != len(state):
             last_plan = LastPlan.none(plan.energy)
         last_plan = last_plan.advance()
-        std = self.plan_energy_predictor.energy_std(context.task_vector, context.task)
+        std = self.plan_energy_predictor.energy_std(context.task_vector, context.task_index)
         slack = self.config.slack * std
         needs_planning = last_plan.expired(without_nan(plan.energy) - slack) & self._loses_too_much(
             state, energies, slack, context
@@ -209,7 +217,7 @@ class AdaptiveActor:
         loses too much of the predicted gain of planning over resting."""
         energy, rest_energy = energies[:, :-1].amin(1), energies[:, -1]
         expected = self.plan_energy_predictor(
-            state, context.goal, context.task_vector, context.task
+            state, context.goal, context.task_vector, context.task_index
         )
         gain = (rest_energy - expected).relu()
         allowed = self.config.tolerance * gain.masked_fill(gain.isinf(), 0)
