@@ -315,7 +315,7 @@ class Controller:
         episode so far and of chance; and the random stream after that."""
         agent, context, noise_rng = self.agent, self.context, self.episode.noise_rng
         if len(context.goal) not in (1, len(state)):
-            raise ConfigError(f"{len(state)} observations, but {len(context.goal)} goals")
+            raise ConfigError(f"there are {len(state)} observations, but {len(context.goal)} goals")
         if len(context.goal) != len(state):
             context = context.select(torch.zeros(len(state), dtype=torch.long, device=state.device))
         if context.weights.get("boredom"):

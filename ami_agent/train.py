@@ -488,7 +488,7 @@ class Trainer:
         again from there, all others from the run folder."""
         buffer = self.agent.replay_buffer
         if recorded := num_recorded(head):
-            self.logger.info(f"reads {recorded:,} recorded steps again")
+            self.logger.info(f"the run reads {recorded:,} recorded steps again")
             loader = self.config.collect.start(self.agent, self.config.env, 0)
             here = {"step": torch.tensor(loader.total), "recorded": head["recorded"]}
             loader.load_state_dict(with_prefixes({"here": here}))

@@ -208,8 +208,8 @@ def test_a_minari_dataset_is_inspected_and_converted(tmp_path, monkeypatch):
     [
         (["data"], "needs a COMMAND first"),
         (["data", "fly"], "there are ami data inspect PATH, ami data convert A B"),
-        (["data", "inspect"], "it must be ami data inspect PATH"),
-        (["data", "convert", "walks.npz"], "it must be ami data convert A B"),
+        (["data", "inspect"], "needs PATH first: ami data inspect PATH"),
+        (["data", "convert", "walks.npz"], "needs A and B first: ami data convert A B"),
         (["data", "convert", "walks.npz", "x.csv"], "x.csv ends in .csv; it must end in .npz"),
         (["data", "convert", "walks.npz", "walks.npz"], "walks.npz exists: remove it"),
         (["data", "inspect", "walks.npz", "--keys", "actions", "x"], "holds no 'x', but"),

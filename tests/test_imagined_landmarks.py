@@ -161,7 +161,7 @@ def test_a_keypoint_map_is_the_moving_channels_and_then_the_static_ones():
         ),
         ({"static_channels": ()}, (3, 12, 12), "static_channels 0"),
         ({"static_channels": (3,)}, (3, 12, 12), "channel 3 of an image that has 3"),
-        ({}, (3, 12, 16), "an image of 12 by 16; it must be a square"),
+        ({}, (3, 12, 16), "the image is of 12 by 16; it must be a square"),
         ({}, (4,), "no images"),
         ({"stride": 0}, (3, 12, 12), "stride is 0"),
     ],

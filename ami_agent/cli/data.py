@@ -121,6 +121,7 @@ def data_command(name: str, argv: Sequence[str], console: Console) -> None:
     num_names = 0 if is_help else len(command.names)
     names = argv[:num_names]
     if len(names) < num_names or any(each.startswith("-") for each in names):
-        raise ConfigError(f"it must be {usages[name]} [--flag ...]")
+        needed = " and ".join(command.names)
+        raise ConfigError(f"ami data {name} needs {needed} first: {usages[name]} [--flag ...]")
     flags = parse(command.flags, resolve_aliases(argv[num_names:], DATA_ALIASES), usages[name])
     write_results(flags.json, command.run(names, flags, console))

@@ -312,7 +312,7 @@ class KeypointMapEncoderConfig(Settings):
     def build(self, shapes: ModalityShapes) -> KeypointMapEncoder:
         channels, *sides = image_shape(shapes, KERNEL)
         if sides[0] != sides[1]:
-            raise ConfigError(f"an image of {sides[0]} by {sides[1]}; it must be a square")
+            raise ConfigError(f"the image is of {sides[0]} by {sides[1]}; it must be a square")
         check_channels(
             channels,
             current_channels=self.current_channels,
