@@ -97,7 +97,7 @@ def brief(config: ami.Config) -> ami.Config:
         (["ablate", "two-rooms"], "add --without PART (there are goal_critic, policy"),
         (["ablate", "two-rooms", "--without", "soul"], "no such part; it has goal_critic, "),
         (["ablate", "two-rooms", "--swap", "planner=magic"], "GradientPlanner, Collocation, CEM"),
-        (["ablate", "two-rooms", "--swap", "planner=gradientplanner"], "changes nothing"),
+        (["ablate", "two-rooms", "--swap", "goal_critic=goalcritic"], "changes nothing"),
         (
             ["ablate", "two-rooms", "--swap", "goal_critic=none"],
             "on the command line, --without",
