@@ -3,7 +3,6 @@
 are imported from `modules`."""
 
 from ami_agent.training.representation_losses import LossWeights
-from modules.actor.action_space import BallActions, BoxActions, OneHotActions
 from modules.actor.auto_mode import AdaptiveActorConfig
 from modules.actor.planning import (
     CEMConfig,
@@ -12,8 +11,14 @@ from modules.actor.planning import (
     MPPIConfig,
     ScenarioCVaRConfig,
 )
-from modules.actor.planning_actor import StuckPerturbationConfig
-from modules.actor.policy import PolicyConfig, PolicyProposalConfig
+from modules.actor.policy import (
+    BallActions,
+    BoxActions,
+    OneHotActions,
+    PolicyConfig,
+    PolicyProposalConfig,
+    StuckPerturbationConfig,
+)
 from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraphConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import IntrinsicCostConfig

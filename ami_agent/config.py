@@ -17,10 +17,15 @@ from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.adapters.spaces import ModalitySpec
 from ami_agent.agent import Agent
 from ami_agent.user_components import build_component, check_custom, require_attributes
-from modules.actor.action_space import BallActions, BoxActions, OneHotActions
 from modules.actor.planning import RolloutEvaluator
-from modules.actor.planning_actor import PlanningActor
-from modules.actor.policy import PolicyProposal, ReactiveActor
+from modules.actor.policy import (
+    BallActions,
+    BoxActions,
+    OneHotActions,
+    PlanningActor,
+    PolicyProposal,
+    ReactiveActor,
+)
 from modules.configurator import TaskSpec
 from modules.cost.cost import Cost
 from modules.cost.drives import Drives, InteroceptiveCost

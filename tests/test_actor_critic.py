@@ -21,8 +21,8 @@ from ami_agent.training import CollectBehaviour, OnlineActorCritic, TrainJEPA
 from ami_agent.training.actor_critic import actor_critic_loss, choice_loss
 from ami_agent.training.critics import lambda_returns
 from ami_agent.training.optim import OptimConfig
-from modules.actor.action_space import MAX_ALTERNATIVES, OneHotActions
 from modules.actor.planning.risk import ScenarioCVaR
+from modules.actor.policy import MAX_ALTERNATIVES, OneHotActions
 from modules.cost.drives import Drives, InteroceptiveCost
 from modules.memory.short_term import GRUMemoryConfig
 from modules.types import ConfigError, Rollout

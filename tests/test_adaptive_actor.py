@@ -20,7 +20,6 @@ from ami_agent.agent import Agent
 from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.evaluation import policies
 from ami_agent.evaluation.policies import EpisodeStart
-from modules.actor.action_space import BoxActions
 from modules.actor.auto_mode import (
     AdaptiveActorConfig,
     LastPlan,
@@ -33,6 +32,7 @@ from modules.actor.planning import (
     GradientPlannerConfig,
     RolloutEvaluator,
 )
+from modules.actor.policy import BoxActions
 from modules.types import (
     ConfigError,
     EvaluatedRollouts,

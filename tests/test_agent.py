@@ -18,7 +18,9 @@ from ami_agent.agent import Agent, Controller
 from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.evaluation import policies
 from ami_agent.evaluation.policies import EpisodeStart
-from modules.actor.planning_actor import StuckPerturbationConfig
+from modules.actor.policy import (
+    StuckPerturbationConfig,
+)
 from modules.configurator import Task, TaskSpec
 from modules.memory.short_term import (
     AttentionMemoryConfig,

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modules.actor.action_space import ActionSpace, BallActions, BoxActions
 from modules.actor.planning import (
     CollocationConfig,
     GradientPlannerConfig,
@@ -17,6 +16,7 @@ from modules.actor.planning import (
 )
 from modules.actor.planning.collocation import Adam
 from modules.actor.planning.evaluator import RandomProposals
+from modules.actor.policy import ActionSpace, BallActions, BoxActions
 from modules.types import (
     ConfigError,
     CostTermsFn,

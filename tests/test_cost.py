@@ -19,8 +19,8 @@ from ami_agent.training.critics import (
     quasimetric_loss,
 )
 from ami_agent.training.optim import OptimConfig
-from modules.actor.action_space import BoxActions
 from modules.actor.planning import RolloutEvaluator
+from modules.actor.policy import BoxActions
 from modules.cost.cost import (
     CONSTRAINT_PENALTY,
     Cost,

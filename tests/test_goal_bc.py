@@ -15,8 +15,7 @@ from ami_agent.training import GoalConditionedBC, TrainQuasimetric
 from ami_agent.training.base import encode_buffer
 from ami_agent.training.optim import OptimConfig
 from ami_agent.validate import check_stages
-from modules.actor.action_space import BoxActions
-from modules.actor.policy import PolicyConfig
+from modules.actor.policy import BoxActions, PolicyConfig
 from modules.configurator import TaskSpec
 from modules.cost.goal_critic import FourierQuasimetricConfig
 from modules.types import ConfigError

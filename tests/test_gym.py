@@ -20,7 +20,7 @@ from ami_agent.cli.main import main
 from ami_agent.config import build, override
 from ami_agent.storage import run_dir
 from ami_agent.train import describe_discount
-from modules.actor.action_space import BoxActions, OneHotActions
+from modules.actor.policy import BoxActions, OneHotActions
 from modules.types import ConfigError
 from tests.conftest import error_line
 

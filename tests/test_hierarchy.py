@@ -18,7 +18,7 @@ from ami_agent.config import buffer_steps, build, override
 from ami_agent.train import train
 from ami_agent.training import SelectLandmarks
 from ami_agent.validate import check_stages
-from modules.actor.planning_actor import StuckPerturbationConfig
+from modules.actor.policy import StuckPerturbationConfig
 from modules.actor.subgoals import LandmarkGraphConfig
 from modules.actor.subgoals.edge_feedback import initial_feedback
 from modules.actor.subgoals.landmark_graph import CHUNK_SIZE

@@ -13,7 +13,7 @@ from ami_agent import recipes
 from ami_agent.config import build, override
 from ami_agent.train import train
 from ami_agent.validate import check_stages
-from modules.actor.planning_actor import StuckPerturbationConfig
+from modules.actor.policy import StuckPerturbationConfig
 from modules.actor.subgoals import ImaginedLandmarkGraph, ImaginedLandmarkGraphConfig
 from modules.actor.subgoals.shortest_paths import bellman_ford, distance_penalty
 from modules.configurator import Task

@@ -17,8 +17,7 @@ import ami_agent as ami
 from ami_agent.agent import Controller
 from ami_agent.storage import run_dir
 from modules import nets
-from modules.actor.action_space import BallActions, BoxActions
-from modules.actor.policy import PolicyConfig
+from modules.actor.policy import BallActions, BoxActions, PolicyConfig
 from modules.cost.cost import goal_distance
 from modules.cost.goal_critic import ConvQuasimetricConfig, Quasimetric, QuasimetricConfig
 from modules.types import EvaluatedRollouts, Rollout, TaskContext

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from modules.actor.action_space import ActionSpace, BallActions, BoxActions
 from modules.actor.planning import (
     CEM,
     MPPI,
@@ -21,8 +20,14 @@ from modules.actor.planning import (
     RolloutEvaluator,
 )
 from modules.actor.planning.evaluator import RandomProposals
-from modules.actor.planning_actor import PlanningActor, StuckPerturbationConfig
-from modules.actor.policy import PolicyProposal
+from modules.actor.policy import (
+    ActionSpace,
+    BallActions,
+    BoxActions,
+    PlanningActor,
+    PolicyProposal,
+    StuckPerturbationConfig,
+)
 from modules.types import (
     CostTermsFn,
     Plan,

@@ -29,7 +29,7 @@ from modules.actor.planning import (
     GradientPlannerConfig,
     MPPIConfig,
 )
-from modules.actor.planning_actor import StuckPerturbationConfig
+from modules.actor.policy import StuckPerturbationConfig
 from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraph, LandmarkGraphConfig
 from modules.memory.short_term import (
     AttentionMemoryConfig,

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ami_agent import recipes
 from ami_agent.config import build
-from modules.actor.action_space import BoxActions
 from modules.actor.planning import CEMConfig, GradientPlannerConfig, MPPIConfig
 from modules.actor.planning.evaluator import RolloutEvaluator
 from modules.actor.planning.risk import (
@@ -17,6 +16,7 @@ from modules.actor.planning.risk import (
     cvar_weights,
     latin_hypercube,
 )
+from modules.actor.policy import BoxActions
 from modules.configurator import Task
 from modules.types import ConfigError, Rollout, TaskContext
 from tests.conftest import Stepping, make_context, small

@@ -21,9 +21,9 @@ from ami_agent.logger import Logger, format_number
 from ami_agent.storage import run_dir
 from ami_agent.training import CollectBehaviour, OnlineActorCritic
 from ami_agent.training.critics import discount_for, lambda_returns, with_terminal_values
-from modules.actor.action_space import BoxActions
 from modules.actor.planning import GradientPlannerConfig, RolloutEvaluator
 from modules.actor.planning.evaluator import safe_std
+from modules.actor.policy import BoxActions
 from modules.cost.drives import Drives, InteroceptiveCost
 from modules.cost.value_critics import ValueCritics
 from modules.memory.replay_buffer import ReplayBuffer

@@ -21,7 +21,6 @@ from ami_agent.config import build, override
 from ami_agent.training import TrainValue
 from ami_agent.training.critics import lambda_returns
 from ami_agent.training.optim import OptimConfig
-from modules.actor.action_space import BoxActions
 from modules.actor.planning import (
     CEM,
     CEMConfig,
@@ -29,6 +28,7 @@ from modules.actor.planning import (
     GradientPlannerConfig,
     RolloutEvaluator,
 )
+from modules.actor.policy import BoxActions
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import CONSTRAINT_PENALTY, Cost
 from modules.cost.drives import Drives, InteroceptiveCost

@@ -26,7 +26,7 @@ from ami_agent.recipes.gym import gym
 from ami_agent.storage import files
 from ami_agent.train import train
 from ami_agent.training import OnlineActorCritic
-from modules.actor.action_space import OneHotActions
+from modules.actor.policy import OneHotActions
 from modules.types import EPISODES, STEPS
 
 Algorithm = Literal["random", "ami", "sac", "td3", "ppo", "dqn", "her"]

@@ -7,8 +7,8 @@ from ami_agent.config import ActorConfig, Config, CostConfig, MemoryConfig
 from ami_agent.training import CollectBehaviour, DistillPlanner, TrainJEPA, TrainValue
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import LossWeights
-from modules.actor.action_space import BallActions
 from modules.actor.planning import GradientPlannerConfig
+from modules.actor.policy import BallActions
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.value_critics import ValueCriticsConfig
 from modules.memory.short_term import AttentionMemoryConfig

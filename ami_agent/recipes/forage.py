@@ -15,9 +15,9 @@ from ami_agent.training import (
 )
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import STATE_WEIGHTS
-from modules.actor.action_space import BallActions
 from modules.actor.auto_mode import AdaptiveActorConfig
 from modules.actor.planning import GradientPlannerConfig
+from modules.actor.policy import BallActions
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.value_critics import ValueCriticsConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig

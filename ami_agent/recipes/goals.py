@@ -23,9 +23,8 @@ from ami_agent.training import (
 )
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import IDENTITY_WEIGHTS
-from modules.actor.action_space import BoxActions, OneHotActions
 from modules.actor.planning import GradientPlannerConfig
-from modules.actor.policy import PolicyConfig
+from modules.actor.policy import BoxActions, OneHotActions, PolicyConfig
 from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.goal_critic import FourierQuasimetricConfig, GoalCriticConfig, QuasimetricConfig

@@ -21,9 +21,8 @@ from ami_agent.training.critics import DEFAULT_EPISODE_STEPS, discount_for
 from ami_agent.training.hindsight import has_compute_reward
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import IDENTITY_WEIGHTS, LossWeights
-from modules.actor.action_space import BoxActions, OneHotActions
 from modules.actor.planning import GradientPlannerConfig
-from modules.actor.policy import PolicyConfig
+from modules.actor.policy import BoxActions, OneHotActions, PolicyConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.value_critics import ValueCriticsConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig

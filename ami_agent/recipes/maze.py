@@ -19,9 +19,8 @@ from ami_agent.training import (
 )
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import IDENTITY_WEIGHTS, STATE_WEIGHTS
-from modules.actor.action_space import BallActions
 from modules.actor.planning import GradientPlannerConfig
-from modules.actor.policy import PolicyConfig
+from modules.actor.policy import BallActions, PolicyConfig
 from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraphConfig
 from modules.configurator import TaskSpec
 from modules.cost.goal_critic import (

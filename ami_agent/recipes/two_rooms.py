@@ -16,9 +16,8 @@ from ami_agent.training import (
 )
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import STATE_WEIGHTS, LossWeights
-from modules.actor.action_space import BallActions
 from modules.actor.planning import GradientPlannerConfig
-from modules.actor.planning_actor import StuckPerturbationConfig
+from modules.actor.policy import BallActions, StuckPerturbationConfig
 from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import ConfiguratorConfig
 from modules.cost.goal_critic import (

@@ -15,9 +15,9 @@ from ami_agent.training import (
 )
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import STATE_WEIGHTS
-from modules.actor.action_space import BallActions
 from modules.actor.planning import GradientPlannerConfig
 from modules.actor.planning.risk import ScenarioCVaRConfig
+from modules.actor.policy import BallActions
 from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import TaskSpec
 from modules.cost.goal_critic import FourierQuasimetricConfig, GoalCriticConfig

@@ -36,9 +36,8 @@ from ami_agent.training.hindsight import SamplesTrajectories, check_reward_fn, w
 from ami_agent.training.jepa import TrainJEPA
 from ami_agent.training.optim import OptimConfig
 from ami_agent.user_components import class_name
-from modules.actor.action_space import ActionSpace, OneHotActions
 from modules.actor.planning.evaluator import safe_std
-from modules.actor.policy import PolicyProposal
+from modules.actor.policy import ActionSpace, OneHotActions, PolicyProposal
 from modules.cost.cost import Cost
 from modules.cost.drives import Drives, InteroceptiveCost
 from modules.cost.value_critics import ValueCritics

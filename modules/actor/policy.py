@@ -1,33 +1,176 @@
-"""The policy: Mode-1 (LeCun 2022, 3.1.1), and its use as an initial candidate of Mode-2."""
+"""Actor: action spaces, which map unbounded numbers to valid actions so that neither policies nor
+planners ever clip; the policy (Mode-1; LeCun 2022, 3.1.1) and its use as an initial candidate of
+Mode-2 (`planning/`); planners as actors, with recovery where the agent is stuck and open-loop
+execution.
+
+Within the agent every dimension of an action lies in [-1, 1]; the environment adapter converts it
+to the units of the environment.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from modules.actor.action_space import ActionSpace
-from modules.actor.planning.evaluator import RolloutEvaluator
 from modules.nets import (
+    ByHand,
     DerivedFromWeights,
     MLPConstants,
+    Pullback,
     check_goal_dims,
     relu_mlp,
     silu_mlp,
     version,
 )
 from modules.types import (
+    FRACTION,
+    HORIZON,
     WIDTH,
     EvaluatedRollouts,
     MapShape,
     Plan,
+    PlannerCarry,
+    PlannerProtocol,
     PolicyFn,
     Settings,
     TaskContext,
 )
+
+if TYPE_CHECKING:
+    from modules.actor.planning.evaluator import RolloutEvaluator
+
+_NEARLY_ONE = 0.999
+_EPS = 1e-6
+MAX_ALTERNATIVES = 64
+"""Largest number of discrete options whose alternatives are evaluated to improve a policy."""
+
+
+class _ContinuousActions(Settings):
+    def squash(self, raw: Tensor) -> Tensor:
+        """Unbounded numbers `[..., A]` -> valid actions."""
+        raise NotImplementedError
+
+    def imitation_loss(self, raw: Tensor, targets: Tensor) -> Tensor:
+        """Squared distance of the squashed numbers to the target actions, both `[..., A]`;
+        `[...]`."""
+        return (self.squash(raw) - targets).square().sum(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxActions(_ContinuousActions):
+    """Every dimension in [-1, 1] independently."""
+
+    def squash(self, raw: Tensor) -> Tensor:
+        """Unbounded numbers `[..., A]` -> valid actions."""
+        return raw.tanh()
+
+    def squash_by_hand(self, raw: Tensor) -> tuple[Tensor, Pullback]:
+        """`squash` and its pullback."""
+        actions = raw.tanh()
+        return actions, lambda grad: (grad * (1 - actions.square()),)
+
+    def unsquash(self, actions: Tensor) -> Tensor:
+        """The inverse of `squash`; actions at the bounds are moved inside by 0.1 %."""
+        return actions.clamp(-_NEARLY_ONE, _NEARLY_ONE).atanh()
+
+    def project(self, actions: Tensor) -> Tensor:
+        """The nearest valid actions."""
+        return actions.clamp(-1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BallActions(_ContinuousActions):
+    """Action vectors of Euclidean length up to `radius`."""
+
+    radius: Annotated[float, (_EPS, 1e3)] = 1.0
+    """Greatest length; below 1 it keeps actions within the range of the training data."""
+
+    def squash(self, raw: Tensor) -> Tensor:
+        """r u tanh|u| / |u|, `[..., A]`."""
+        if not (raw.requires_grad and torch.is_grad_enabled()):
+            return self.squash_by_hand(raw)[0]
+        return ByHand.apply(self.squash_by_hand, raw)
+
+    def squash_by_hand(self, raw: Tensor) -> tuple[Tensor, Pullback]:
+        """`squash` and its pullback, in half the operations."""
+        # clamped, because the gradient at length 0 is undefined
+        length = torch.linalg.vector_norm(raw, dim=-1, keepdim=True).clamp_min_(_EPS)
+        fraction = length.tanh()
+        gain = fraction / length
+        if self.radius != 1:
+            gain *= self.radius
+
+        def pullback(grad: Tensor) -> tuple[Tensor]:
+            unit = raw / length
+            along = (unit * grad).sum(-1, keepdim=True)
+            # along the action the derivative is that of r tanh, across it the gain
+            change = torch.ops.aten.tanh_backward(along, fraction)
+            if self.radius != 1:
+                change *= self.radius
+            return (torch.addcmul(gain * grad, unit, change.addcmul_(along, gain, value=-1)),)
+
+        return raw * gain, pullback
+
+    def unsquash(self, actions: Tensor) -> Tensor:
+        """The inverse of `squash`; actions at the bound are moved inside by 0.1 %."""
+        length = torch.linalg.vector_norm(actions, dim=-1, keepdim=True).clamp_min(_EPS)
+        fraction = length if self.radius == 1 else length / self.radius
+        return actions * (fraction.clamp(max=_NEARLY_ONE).atanh() / length)
+
+    def project(self, actions: Tensor) -> Tensor:
+        """The nearest valid actions."""
+        length = torch.linalg.vector_norm(actions, dim=-1, keepdim=True)
+        return actions / (length / self.radius).clamp_min(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneHotActions(Settings):
+    """One or several discrete choices, one-hot each. The most likely option is chosen, with the
+    gradient of its probability (straight-through, Bengio et al. 2013; Jang et al. 2017)."""
+
+    sizes: Annotated[tuple[int, ...], (1, 1_000_000)]
+    """Number of options of each choice."""
+
+    def squash(self, raw: Tensor) -> Tensor:
+        """Logits `[..., A]` -> actions."""
+        probs = torch.cat([part.softmax(-1) for part in raw.split(self.sizes, -1)], -1)
+        return self.project(probs) + (probs - probs.detach())
+
+    def imitation_loss(self, raw: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of the logits and the target actions, both `[..., A]`, sum over the
+        choices; `[...]`. A squared distance would be 0 as soon as the target is the most likely
+        option."""
+        log_probs = torch.cat([part.log_softmax(-1) for part in raw.split(self.sizes, -1)], -1)
+        return -(targets * log_probs).sum(-1)
+
+    def alternatives(self, actions: Tensor) -> Tensor:
+        """Actions `[B, A]` -> the actions with one choice replaced by each of its options,
+        `[B, A, A]`; `[B, 0, A]` if there are more than MAX_ALTERNATIVES options."""
+        width = actions.shape[-1]
+        if width > MAX_ALTERNATIVES:
+            return actions[:, None][:, :0]
+        index = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
+        same_choice = (index[:, None] == index).to(actions.device)
+        replaced = torch.eye(width).to(actions)
+        return torch.where(same_choice, replaced, actions[:, None])
+
+    def unsquash(self, actions: Tensor) -> Tensor:
+        """Logits that `squash` maps to these actions, small enough that a planner can change
+        them."""
+        return actions.clone()
+
+    def project(self, actions: Tensor) -> Tensor:
+        """The option with the largest number, for each choice."""
+        parts = actions.split(self.sizes, -1)
+        one_hot = [torch.zeros_like(p).scatter(-1, p.argmax(-1, keepdim=True), 1.0) for p in parts]
+        return torch.cat(one_hot, -1)
+
+
+ActionSpace = BoxActions | BallActions | OneHotActions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,3 +316,104 @@ class PolicyProposal:
         if type(self.policy) is Policy:  # a subclass may have another forward
             return self.policy.for_task(goal, task_vector)
         return lambda states: self.policy(states, goal, task_vector)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StuckPerturbationConfig(Settings):
+    check_every: Annotated[int, HORIZON] = 3
+    """Plans between two checks of progress."""
+    min_progress: Annotated[float, FRACTION] = 0.75
+    """Least decrease of the plan's energy between two checks, in units of the cost."""
+    min_energy: Annotated[float, (0.0, 1e12)] = 2.0
+    """Energy below which the agent is never considered stuck, in units of the cost."""
+
+    def build(self, evaluator: RolloutEvaluator) -> StuckPerturbation:
+        return StuckPerturbation(self, evaluator)
+
+
+class StuckCarry(NamedTuple):
+    """What the check of progress carries from step to step."""
+
+    rng: torch.Generator
+    num_plans: int = 0
+    last_energy: Tensor | None = None  # [B]: that of the plan at the last check
+
+
+@dataclass(frozen=True)
+class StuckPerturbation:
+    """Where the energy of the plans does not decrease although they are followed, the world model
+    errs: one random action replaces the planned one."""
+
+    config: StuckPerturbationConfig
+    evaluator: RolloutEvaluator
+
+    def __call__(
+        self, plan: Plan, state: Tensor, context: TaskContext, carry: StuckCarry
+    ) -> tuple[Plan, StuckCarry]:
+        """A new plan for the states `[B, D]` -> the plan to follow."""
+        carry = carry._replace(num_plans=carry.num_plans + 1)
+        if carry.num_plans % self.config.check_every:
+            return plan, carry
+        last = carry.last_energy  # [B]
+        if last is None or len(last) != len(plan.energy):
+            last = torch.full_like(plan.energy, torch.inf)
+        progress = last.to(plan.energy) - plan.energy
+        stuck = (progress < self.config.min_progress) & (plan.energy > self.config.min_energy)
+        rng = carry.rng.clone_state()
+        noise = torch.randn(plan.action.shape[-1], generator=rng).to(plan.action)
+        first = torch.where(
+            stuck[:, None], self.evaluator.action_space.squash(2 * noise), plan.action
+        )
+        actions = torch.cat([first[:, None], plan.actions[:, 1:]], 1)
+        # evaluated anew, because the first action has changed
+        changed = self.evaluator.best_plan(state, actions[:, None], context)
+        changed = changed._replace(
+            candidate_states=plan.candidate_states, candidate_energies=plan.candidate_energies
+        )
+        return changed, StuckCarry(rng, carry.num_plans, plan.energy)
+
+
+class PlanningCarry(NamedTuple):
+    """What `PlanningActor` carries from step to step."""
+
+    planner: PlannerCarry
+    stuck: StuckCarry
+    remaining: tuple[Plan, ...] = ()  # the rest of the plan that is executed open loop
+
+
+@dataclass(frozen=True)
+class PlanningActor:
+    """Mode-2 as an actor: it executes `receding_horizon` actions of a plan before the next one, and
+    perturbs the plans where the agent is stuck."""
+
+    planner: PlannerProtocol
+    receding_horizon: int = 1
+    stuck_recovery: StuckPerturbation | None = None
+
+    def initial_carry(self, seed: int) -> PlanningCarry:
+        """No plan yet; random draws depend on the seed alone."""
+        stuck = StuckCarry(torch.Generator().manual_seed(seed))
+        return PlanningCarry(PlannerCarry.initial(seed), stuck)
+
+    def __call__(
+        self, state: Tensor, context: TaskContext, carry: PlanningCarry
+    ) -> tuple[Plan, PlanningCarry]:
+        """`[B, D]` -> a new plan, or the rest of the last one."""
+        if carry.remaining and len(carry.remaining[0].energy) == len(state):
+            return carry.remaining[0], carry._replace(remaining=carry.remaining[1:])
+        plan, planner_carry = self.planner(state, context, carry.planner)
+        stuck = carry.stuck
+        if self.stuck_recovery:
+            plan, stuck = self.stuck_recovery(plan, state, context, stuck)
+        num_steps = min(self.receding_horizon, context.horizon)
+        remaining = tuple(drop_first(plan, step) for step in range(1, num_steps))
+        return plan, PlanningCarry(planner_carry, stuck, remaining)
+
+
+def drop_first(plan: Plan, count: int) -> Plan:
+    """The plan without its first `count` actions."""
+    return plan._replace(
+        actions=plan.actions[:, count:],
+        states=plan.states[:, count:],
+        candidate_states=plan.candidate_states[:, :, count:],
+    )

@@ -16,10 +16,10 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modules.actor.action_space import BoxActions
 from modules.actor.planning.evaluator import RolloutEvaluator
 from modules.actor.planning.gradient import GradientPlannerConfig
 from modules.actor.planning.risk import ScenarioCVaRConfig
+from modules.actor.policy import BoxActions
 from modules.actor.subgoals.base import LevelInfo
 from modules.cost.goal_critic import (
     FourierQuasimetricConfig,

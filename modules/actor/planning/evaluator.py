@@ -10,8 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from modules.actor.action_space import ActionSpace, BallActions, BoxActions
 from modules.actor.planning.risk import ScenarioCVaR
+from modules.actor.policy import ActionSpace, BallActions, BoxActions
 from modules.nets import Pullback, no_numbers, row_numbers
 from modules.types import (
     CostByHand,
