@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ami_agent.adapters.env import EnvironmentSpec
-from ami_agent.adapters.observations import Interface, to_array
+from ami_agent.adapters.tensors import Interface, to_array
 from ami_agent.argument_checks import check_count
 from modules.actor.auto_mode import PlanEnergyPredictor
 from modules.actor.planning import GradientPlanner, RolloutEvaluator

@@ -14,7 +14,7 @@ import tyro
 
 from ami_agent import components, training
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
-from ami_agent.adapters.spaces import ModalitySpec
+from ami_agent.adapters.tensors import ModalitySpec
 from ami_agent.agent import Agent
 from ami_agent.user_components import build_component, check_custom, require_attributes
 from modules.actor.planning import RolloutEvaluator

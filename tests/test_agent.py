@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvAdapter, rollout
-from ami_agent.adapters.spaces import ModalitySpec
+from ami_agent.adapters.tensors import ModalitySpec
 from ami_agent.agent import Agent, Controller
 from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.evaluation import policies

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvironmentSpec
-from ami_agent.adapters.spaces import ModalitySpec
+from ami_agent.adapters.tensors import ModalitySpec
 from ami_agent.agent import Agent
 from ami_agent.config import Config, build, override
 from ami_agent.evaluation.policies import EpisodeStart, TaskTracker

@@ -20,7 +20,8 @@ from rich.console import Console
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.fault_tolerance import EnvError
-from ami_agent.adapters.observations import _already_warned, ignored_fields, obs_fields, read_obs
+from ami_agent.adapters.spaces import ignored_fields, obs_fields
+from ami_agent.adapters.tensors import _already_warned, read_obs
 from ami_agent.config import build
 from ami_agent.logger import RunLogger
 from ami_agent.train import RunOptions, Trainer

@@ -18,7 +18,7 @@ import ami_agent as ami
 from ami_agent import recipes
 from ami_agent.adapters import env_spec
 from ami_agent.adapters.env import EnvConfig, check_same_spaces
-from ami_agent.adapters.observations import interface_to
+from ami_agent.adapters.spaces import interface_to
 from ami_agent.agent import Agent
 from ami_agent.config import Config, build, override
 from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory

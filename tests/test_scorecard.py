@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvAdapter, EnvConfig, EnvironmentSpec
-from ami_agent.adapters.spaces import ModalitySpec
+from ami_agent.adapters.tensors import ModalitySpec
 from ami_agent.config import build, override
 from ami_agent.probing import metrics, plot
 from ami_agent.probing.data import (

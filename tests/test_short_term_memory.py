@@ -11,7 +11,7 @@ from torch.autograd.functional import jacobian
 
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvironmentSpec
-from ami_agent.adapters.spaces import ModalitySpec
+from ami_agent.adapters.tensors import ModalitySpec
 from ami_agent.agent import Agent, Controller
 from ami_agent.config import Config, build, override
 from ami_agent.training import (

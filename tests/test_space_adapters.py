@@ -10,8 +10,8 @@ from gymnasium.vector.utils import batch_space
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ami_agent.adapters.observations import OutOfBoundsError, obs_fields
-from ami_agent.adapters.spaces import action_adapter
+from ami_agent.adapters.spaces import obs_fields
+from ami_agent.adapters.tensors import OutOfBoundsError, action_adapter
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.types import ConfigError
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.adapters.observations import obs_fields
+from ami_agent.adapters.spaces import obs_fields
 from ami_agent.config import Config, override
 from ami_agent.logger import Logger, format_number
 from ami_agent.storage import run_dir

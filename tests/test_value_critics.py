@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
-from ami_agent.adapters.spaces import ModalitySpec
+from ami_agent.adapters.tensors import ModalitySpec
 from ami_agent.agent import Agent
 from ami_agent.config import build, override
 from ami_agent.training import TrainValue

@@ -45,15 +45,8 @@ from ami_agent.adapters.make import (
     native_entry_point,
     native_vector_space,
 )
-from ami_agent.adapters.observations import (
-    Interface,
-    OutOfBounds,
-    check_numbers,
-    ignored_fields,
-    interface_to,
-    read_obs,
-)
-from ami_agent.adapters.spaces import Layout
+from ami_agent.adapters.spaces import Layout, ignored_fields, interface_to
+from ami_agent.adapters.tensors import Interface, OutOfBounds, check_numbers, read_obs
 from ami_agent.adapters.vector_env import fill_missing, read_table, reported
 from ami_agent.hardware import num_cores
 from modules.configurator import TaskSpec

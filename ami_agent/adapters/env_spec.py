@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from gymnasium import Space, spaces
 
-from ami_agent.adapters.observations import Interface
-from ami_agent.adapters.spaces import ModalitySpec, leaves
+from ami_agent.adapters.spaces import leaves
+from ami_agent.adapters.tensors import Interface, ModalitySpec
 from modules.types import ConfigError, Observation, Transition
 
 MAX_DEPTH, MAX_NUMBERS = 16, 10_000_000

@@ -32,7 +32,7 @@ from ami_agent.adapters import fault_tolerance as faults
 from ami_agent.adapters.goal_env import GoalInInfo
 from ami_agent.adapters.imports import absolute_import, choose_gl_backend, import_path
 from ami_agent.adapters.numpy_random import OwnNumpyRandom
-from ami_agent.adapters.spaces import NUMERIC_KINDS
+from ami_agent.adapters.tensors import NUMERIC_KINDS
 from ami_agent.adapters.vector_env import MergedInfos, SingleEnv, as_next_step
 from ami_agent.storage.files import parse_json
 from modules.types import STEPS, BadSetting, ConfigError

@@ -25,7 +25,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 from torch import Tensor
 
 from ami_agent.adapters.fault_tolerance import EnvError, SameStepDetected
-from ami_agent.adapters.spaces import NUMERIC_KINDS
+from ami_agent.adapters.tensors import NUMERIC_KINDS
 from modules.types import ConfigError
 
 FINAL_OBS = ("final_obs", "final_observation")

@@ -12,8 +12,8 @@ import torch
 from gymnasium import spaces
 
 from ami_agent.adapters.env import EnvAdapter
-from ami_agent.adapters.observations import ObsField, check_numbers, read_obs
 from ami_agent.adapters.spaces import bounds_of
+from ami_agent.adapters.tensors import ObsField, check_numbers, read_obs
 from ami_agent.data.recording import WHOLE, Column, Episode, Recording, obs_role
 from modules.types import CONTINUE, ConfigError, Trajectory
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ami_agent.adapters.spaces import NUMERIC_KINDS
+from ami_agent.adapters.tensors import NUMERIC_KINDS
 from ami_agent.data.recording import Column, Episode, Recording
 from ami_agent.logger import Logger
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ami_agent.adapters.spaces import NUMERIC_KINDS
+from ami_agent.adapters.tensors import NUMERIC_KINDS
 from ami_agent.hardware import available_memory, format_bytes
 from modules.types import ConfigError
 

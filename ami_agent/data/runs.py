@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ami_agent.adapters.env import EnvAdapter
 from ami_agent.adapters.env_spec import EnvironmentSpec, differences, from_json
-from ami_agent.adapters.observations import ObsField, interface_to
-from ami_agent.adapters.spaces import action_adapter, image_origin
+from ami_agent.adapters.spaces import image_origin, interface_to
+from ami_agent.adapters.tensors import ObsField, action_adapter
 from ami_agent.data.dataset import EpisodeDataset, column_of, part_name
 from ami_agent.data.recording import Episode, Keys, Recording
 from ami_agent.storage import checkpoint, files

@@ -1,13 +1,13 @@
-"""Reading of observations: every leaf of the environment's observation is one field of the agent's
-and becomes a tensor `[B, *O]`. Here NaN, infinities and whatever else is not of its space are
+"""Observations as tensors, and actions as what `env.step` takes: every leaf of an observation is
+one field of the agent's, `[B, *O]`. Here NaN, infinities and whatever else is not of its space are
 refused, both in what an environment returns (`read_obs`) and in what a program gives to the agent
-(`Interface.read`).
+(`Interface.read`). `spaces.py` says what becomes of each space.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from math import prod
@@ -20,33 +20,63 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from ami_agent.adapters.fault_tolerance import EnvError
-from ami_agent.adapters.spaces import (
-    NUMERIC_KINDS,
-    ActionAdapter,
-    Bounds,
-    Convert,
-    Layout,
-    ModalitySpec,
-    Path,
-    action_adapter,
-    bounds_of,
-    conversion_of,
-    named_leaves,
-    reason_to_ignore,
-)
 from modules.types import ConfigError, Observation
+
+MAX_CHOICES = 2**14
+"""Options of all discrete actions together: each is one number of the agent's action."""
+
+
+MAX_INTEGER_RANGE = 2**24
+"""Integers between the bounds of an action: float32 represents no more of them exactly."""
+
+
+NUMERIC_KINDS = "biuf"
+"""Kinds of NumPy arrays that hold numbers: booleans, integers, floats."""
+
 
 MAX_ABS_VALUE = 1e19
 """The largest observation and reward, more than int64 holds: the square of a much larger number is
 infinite in float32, and would make results wrong without an error."""
+
+
 TOO_LARGE = f"a number beyond {MAX_ABS_VALUE:g}, too large"
+
+
 OutOfBounds: TypeAlias = Literal["pass", "clip", "refuse"]
 """The treatment of a finite number outside its Box."""
+
+
 TREATMENTS = {"pass": ("used as they are", "clip or refuse"), "clip": ("clipped", "pass or refuse")}
 """In words, with the other choices."""
 
+
+Path: TypeAlias = tuple[Any, ...]
+"""The keys that lead to a leaf."""
+
+
+Convert: TypeAlias = Callable[[Any], Any]
+"""`[B, *leaf]` -> `[B, *modality.shape]`"""
+
+
 log = logging.getLogger(__name__)
+
+
 _already_warned: set[tuple[str, ...]] = set()  # of this process: an environment is made many times
+
+
+class ModalitySpec(NamedTuple):
+    """Shape and dtype of one modality."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+
+class Bounds(NamedTuple):
+    """The lowest and the highest numbers of a space, and the tolerance for rounding."""
+
+    low: np.ndarray
+    high: np.ndarray
+    tolerance: Any = 0.0
 
 
 class OutOfBoundsError(ValueError):
@@ -109,81 +139,6 @@ class ObsField(NamedTuple):
         return np.clip(part, self.space.low, self.space.high).astype(part.dtype)
 
 
-@dataclass
-class IgnoredField:
-    """A leaf that no encoder can read, a text or an array without numbers, or that the user leaves
-    out."""
-
-    path: Path
-    name: str
-    env: str
-    summary: str  # why it is ignored, in words
-    is_text: bool
-    first: Any = None
-
-    def check(self, obs: Any) -> None:
-        """Warns once where a text varies, for only a constant text carries no information."""
-        for text in reduce(getitem, self.path, obs) if self.is_text else ():
-            self.first = text if self.first is None else self.first
-            if text != self.first:
-                warn_once(
-                    (self.env, "text", self.name),
-                    f"{obs_label(self.env, 'observation', self.name)} varies ({self.first!r}, "
-                    f"then {text!r}), and the agent reads no text: it can't learn what depends on "
-                    "it",
-                )
-                return
-
-
-def interface_to(
-    observation_space: spaces.Space, action_space: spaces.Space, stack: int = 1,
-    layouts: Mapping[str, Layout] | None = None, out_of_bounds: OutOfBounds = "pass", env: str = "",
-) -> Interface:  # fmt: skip
-    """How the agent reads these spaces; ConfigError where it can't observe them or act in them."""
-    fields = obs_fields(
-        observation_space, stack, layouts=layouts, out_of_bounds=out_of_bounds, env=env
-    )
-    return Interface(observation_space, action_space, fields, action_adapter(action_space))
-
-
-def obs_fields(
-    space: spaces.Space, stack: int = 1, *, layouts: Mapping[str, Layout] | None = None,
-    out_of_bounds: OutOfBounds = "pass", env: str = "",
-) -> dict[str, ObsField]:  # fmt: skip
-    """One field for each leaf, by name, "obs" where there is but one. `stack`: every leaf holds so
-    many frames along its first axis. Raises ConfigError for leaves that can't be read."""
-    layouts = layouts or {}
-    named = named_leaves(space)
-    if unknown := [name for name in layouts if name not in named]:
-        raise ConfigError(
-            f"obs_layout names {unknown[0]!r}; the observations are {', '.join(named) or 'none'}"
-        )
-    found = {}
-    for name, (path, leaf) in named.items():
-        layout = layouts.get(name, "auto")
-        if not reason_to_ignore(leaf, layout, is_only_leaf=len(named) == 1):
-            what = "observations are" if not path else f"observation {name!r} is"
-            conversion = conversion_of(what, leaf, stack, layout)
-            bounds = bounds_of(leaf)
-            found[name] = ObsField(path, leaf, *conversion, bounds, out_of_bounds, name, env)
-    if not found:
-        raise ConfigError(f"observations are {space}: there is nothing to observe")
-    return found
-
-
-def ignored_fields(
-    space: spaces.Space, layouts: Mapping[str, Layout] | None = None, env: str = ""
-) -> list[IgnoredField]:
-    """The leaves that `obs_fields` leaves out."""
-    named, found = named_leaves(space), []
-    for name, (path, leaf) in named.items():
-        layout = (layouts or {}).get(name, "auto")
-        if reason := reason_to_ignore(leaf, layout, is_only_leaf=len(named) == 1):
-            is_text = layout != "ignore" and not isinstance(leaf, spaces.Box)
-            found.append(IgnoredField(path, name, env, reason, is_text))
-    return found
-
-
 def warn_once(key: tuple[str, ...], message: str) -> None:
     """Logs the message of this key, unless it was logged before."""
     if key not in _already_warned:
@@ -226,6 +181,129 @@ def check_numbers(label: str, numbers: Tensor) -> None:
     if not (numbers.abs() <= MAX_ABS_VALUE).all():
         problem = TOO_LARGE if bool(numbers.isfinite().all()) else "NaN or infinity"
         raise EnvError(f"{label} holds {problem}")
+
+
+def as_is(part: Any) -> Any:
+    return part
+
+
+def to_vectors(part: Any, shape: tuple[int, ...], double: bool = False) -> np.ndarray:
+    part = np.asarray(part)
+    return part.reshape(len(part), *shape).astype(np.float64 if double else np.float32)
+
+
+def _channels_first(part: np.ndarray, shape: tuple[int, ...], last: bool) -> np.ndarray:
+    part = np.moveaxis(part, -1, -3) if last else part
+    return part.reshape(len(part), *shape)
+
+
+def as_bytes(part: Any) -> Any:
+    """Raises ValueError for numbers that are no bytes."""
+    if isinstance(part, Tensor) or part.dtype == np.uint8:
+        return part
+    converted = part.astype(np.uint8)
+    if (converted != part).any():
+        raise ValueError("it holds numbers that are no bytes")
+    return converted
+
+
+def to_bytes(part: Any, shape: tuple[int, ...], last: bool) -> np.ndarray:
+    part = _channels_first(np.asarray(part), shape, last)
+    part = 255 * part.astype(np.uint8) if part.dtype == np.bool_ else as_bytes(part)
+    return np.ascontiguousarray(part)
+
+
+def to_floats(
+    part: Any, shape: tuple[int, ...], last: bool, origin: np.ndarray | None
+) -> np.ndarray:
+    part = np.asarray(part)
+    part = part if origin is None else part - origin
+    return np.ascontiguousarray(_channels_first(part, shape, last), np.float32)
+
+
+class BoxAdapter:
+    """A Box: each bounded number is scaled to [-1, 1]. `size`: A."""
+
+    choices: tuple[int, ...] = ()  # no discrete action
+
+    def __init__(self, space: spaces.Box) -> None:
+        if not prod(space.shape):
+            raise ConfigError(f"actions are {space}: there is no number to choose")
+        self.size, self.shape, self.dtype = prod(space.shape), space.shape, space.dtype
+        unit = np.result_type(space.dtype, np.float32)
+        self.low, self.high = space.low.astype(unit), space.high.astype(unit)
+        with np.errstate(over="ignore", invalid="ignore"):
+            span = self.high - self.low
+        is_integer = not np.issubdtype(self.dtype, np.floating)
+        if not np.isfinite(span).all() or (is_integer and (span > MAX_INTEGER_RANGE).any()):
+            raise ConfigError(
+                f"actions {space} have no bounds, or bounds too far apart: wrap the environment in "
+                "gymnasium.wrappers.TransformAction(env, lambda a: a, Box(low, high))"
+            )
+
+    def to_env(self, action: np.ndarray) -> np.ndarray:
+        fraction = (action.reshape(*action.shape[:-1], *self.shape) + 1) / 2
+        native = (self.low + fraction * (self.high - self.low)).clip(self.low, self.high)
+        is_float = np.issubdtype(self.dtype, np.floating)
+        return (native if is_float else native.round()).astype(self.dtype)
+
+    def from_env(self, action: Any) -> np.ndarray:
+        action = np.asarray(action)
+        fraction = (action - self.low) / np.maximum(self.high - self.low, 1e-12)
+        return (2 * fraction - 1).reshape(*_batch_shape(action, self.shape), -1).astype(np.float32)
+
+
+class DiscreteAdapter:
+    """Discrete actions as one-hot vectors, one behind the other; the option with the largest number
+    is chosen. `choices`: the number of options of each action; `size`: of all, A."""
+
+    def __init__(self, sizes: Any, start: Any, shape: tuple[int, ...], dtype: Any) -> None:
+        self.choices = tuple(int(n) for n in np.asarray(sizes).flatten())
+        if sum(self.choices) > MAX_CHOICES:
+            raise ConfigError(
+                f"the discrete actions have {sum(self.choices)} options, more than {MAX_CHOICES}: "
+                "wrap the environment so that it takes numbers or several smaller choices"
+            )
+        self.size, self.shape, self.dtype = sum(self.choices), shape, dtype
+        self.start = np.asarray(start).flatten()
+        self.offsets = np.concatenate([[0], np.cumsum(self.choices)[:-1]]).astype(np.int64)
+
+    def to_env(self, action: np.ndarray) -> np.ndarray:
+        parts = np.split(action, self.offsets[1:], -1)
+        chosen = np.stack([part.argmax(-1) for part in parts], -1) + self.start
+        return chosen.reshape(*action.shape[:-1], *self.shape).astype(self.dtype)
+
+    def from_env(self, action: Any) -> np.ndarray:
+        batch_shape = _batch_shape(np.asarray(action), self.shape)
+        chosen = np.asarray(action).reshape(*batch_shape, -1) - self.start
+        one_hot = np.zeros((*batch_shape, self.size), np.float32)
+        np.put_along_axis(one_hot, chosen.astype(np.int64) + self.offsets, 1.0, -1)
+        return one_hot
+
+
+ActionAdapter: TypeAlias = BoxAdapter | DiscreteAdapter
+"""Converts actions between the agent and the environment."""
+
+
+def _batch_shape(action: np.ndarray, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The leading axes of actions that each have this shape."""
+    return action.shape[: action.ndim - len(shape)]
+
+
+def action_adapter(space: spaces.Space) -> ActionAdapter:
+    """The adapter for this space; ConfigError for a space that the agent can't act in."""
+    if isinstance(space, spaces.Box):
+        return BoxAdapter(space)
+    if isinstance(space, spaces.Discrete):
+        return DiscreteAdapter(space.n, space.start, (), space.dtype)
+    if isinstance(space, spaces.MultiDiscrete):
+        return DiscreteAdapter(space.nvec, space.start, space.shape, space.dtype)
+    if isinstance(space, spaces.MultiBinary):
+        return DiscreteAdapter([2] * prod(space.shape), 0, space.shape, space.dtype)
+    raise ConfigError(
+        f"actions are {space}; the agent acts in Box, Discrete, MultiDiscrete and MultiBinary: "
+        "wrap the environment so that it takes one of them (gymnasium.wrappers.TransformAction)"
+    )
 
 
 @dataclass
