@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from modules.nets import tracing
+from modules.by_hand.caches import tracing
 from modules.types import ConfigError, shorten
 
 log = logging.getLogger(__name__)

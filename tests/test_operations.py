@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ami_agent as ami
 from ami_agent.agent import Controller
 from ami_agent.storage import run_dir
-from modules import nets
 from modules.actor.policy import BallActions, BoxActions, PolicyConfig
+from modules.by_hand import convolution
 from modules.cost.cost import goal_distance
 from modules.cost.goal_critic import ConvQuasimetricConfig, Quasimetric, QuasimetricConfig
 from modules.types import EvaluatedRollouts, Rollout, TaskContext
@@ -104,7 +104,7 @@ def test_constant_weights_give_the_same_plans():
 def test_futures_and_their_gradients_are_those_of_autograd(
     shape, start_has_gradient, make, size, monkeypatch
 ):
-    monkeypatch.setattr(nets, "MAX_PRODUCTS", 2000)  # several maps at once, but not all
+    monkeypatch.setattr(convolution, "MAX_PRODUCTS", 2000)  # several maps at once, but not all
     model, state = make(), normal(shape[0], size).requires_grad_(start_has_gradient)
     actions = normal(*shape, HORIZON, 3, seed=1).requires_grad_()
     inputs = (actions, state) if start_has_gradient else (actions,)

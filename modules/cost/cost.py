@@ -17,9 +17,9 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from modules.by_hand.autograd import PathEnergy, after_first, differentiable
 from modules.cost.drives import InteroceptiveCost
 from modules.cost.goal_critic import GoalCritic, Quasimetric, no_goal_critic
-from modules.nets import PathEnergy, after_first, differentiable
 from modules.types import WEIGHT, ConfigError, CostByHand, CostFn, Rollout, Settings, TaskContext
 
 

@@ -12,19 +12,16 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from modules.by_hand.autograd import PathEnergy, differentiable
+from modules.by_hand.caches import DerivedFromWeights, version
+from modules.by_hand.mlp import ConvHeadConstants, MLPConstants
 from modules.nets import (
     ConvHead,
-    ConvHeadConstants,
-    DerivedFromWeights,
     GlimpseConfig,
-    MLPConstants,
-    PathEnergy,
     TakeFirst,
     check_goal_dims,
-    differentiable,
     fourier_linear,
     silu_mlp,
-    version,
 )
 from modules.types import WIDTH, MapShape, Rollout, Settings, TaskContext
 

@@ -11,7 +11,8 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from modules.nets import POSITION_SCALE, DerivedFromWeights, silu_mlp
+from modules.by_hand.caches import DerivedFromWeights
+from modules.nets import POSITION_SCALE, silu_mlp
 from modules.types import (
     WIDTH,
     ConfigError,

@@ -16,7 +16,8 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modules.nets import EnsembleHead, StandardizedHead, no_numbers, relu_mlp, silu_mlp
+from modules.by_hand.caches import no_numbers
+from modules.nets import EnsembleHead, StandardizedHead, relu_mlp, silu_mlp
 from modules.types import WIDTH, ImagineByHand, MapShape, PolicyFn, Rollout, Settings
 from modules.world_model.dynamics import (
     ConvDynamics,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from modules.actor.planning.risk import ScenarioCVaR
 from modules.actor.policy import ActionSpace, BallActions, BoxActions
-from modules.nets import Pullback, no_numbers, row_numbers
+from modules.by_hand.autograd import Pullback
+from modules.by_hand.caches import no_numbers, row_numbers
 from modules.types import (
     CostByHand,
     CostTermsFn,

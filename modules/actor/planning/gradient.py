@@ -20,8 +20,8 @@ from modules.actor.planning.evaluator import (
     to_plan,
     without_nan,
 )
+from modules.by_hand.caches import row_numbers
 from modules.compiled import Compiled, Keyed, check_compiler
-from modules.nets import row_numbers
 from modules.types import (
     HORIZON,
     ITERATIONS,
