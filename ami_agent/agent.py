@@ -19,9 +19,10 @@ from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.adapters.tensors import Interface, to_array
 from ami_agent.argument_checks import check_count
 from modules.actor.auto_mode import PlanEnergyPredictor
-from modules.actor.planning import GradientPlanner, RolloutEvaluator
+from modules.actor.planning import RolloutEvaluator
 from modules.actor.policy import Policy
 from modules.actor.subgoals import Hierarchy
+from modules.by_hand.protocol import own_method
 from modules.configurator import Configurator, Task, TaskSpec
 from modules.cost.cost import Cost
 from modules.memory.replay_buffer import ReplayBuffer
@@ -88,12 +89,13 @@ class Agent(nn.Module):
         """From now on plans are made by compiled functions, each compiled when it is first called
         and once for each shape. ConfigError where there is no compiler, and for other planners than
         `GradientPlanner`."""
-        if type(self.planner) is not GradientPlanner:  # a subclass may plan otherwise
+        start = own_method(self.planner, "start_compilation")
+        if start is None:
             raise ConfigError(
                 f"a {type(self.planner).__name__} can't be compiled, only a GradientPlanner: leave "
                 "--compile out"
             )
-        self.planner.start_compilation()
+        start()
 
     @torch.no_grad()
     def context(self, task: Task) -> TaskContext:

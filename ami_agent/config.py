@@ -26,6 +26,7 @@ from modules.actor.policy import (
     PolicyProposal,
     ReactiveActor,
 )
+from modules.by_hand.protocol import own_method
 from modules.configurator import TaskSpec
 from modules.cost.cost import Cost
 from modules.cost.drives import Drives, InteroceptiveCost
@@ -364,6 +365,7 @@ def _build(
         plan_energy_predictor = component(
             "actor.adaptive", shape, len(config.tasks), conditioned_on, method="build_predictor"
         )
+        offered = own_method(world_model, "imagine_by_hand"), own_method(cost, "by_hand")
         evaluator = RolloutEvaluator(
             world_model.imagine,
             world_model.imagine_policy,
@@ -371,7 +373,7 @@ def _build(
             action_space,
             action_dim,
             component("actor.risk", world_model.level(0).latent.noise_dim),
-            by_hand=(world_model.imagine_by_hand, cost.by_hand),
+            by_hand=offered if all(offered) else None,  # type: ignore[arg-type]
         )
         proposal = component("actor.policy_proposal", policy, evaluator)
         # one planner for the modes plan and auto: its weights are the agent's

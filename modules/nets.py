@@ -228,7 +228,6 @@ class ConvHead(nn.Module):
             nn.Flatten(),
             silu_mlp(channels * shape[1] * shape[2], hidden, out),
         )
-        self.weighted = tuple(layer for layer in self.modules() if layer._parameters)
 
     def forward(self, state: Tensor) -> Tensor:
         return self.layers(state.flatten(0, -2)).unflatten(0, state.shape[:-1])

@@ -360,14 +360,6 @@ CostFn: TypeAlias = Callable[[Rollout, TaskContext], Tensor]
 CostTermsFn: TypeAlias = Callable[[Rollout, TaskContext], dict[str, Tensor]]
 """The weighted energies of every imagined future, by name, each `[B, P]`."""
 
-ImagineByHand: TypeAlias = Callable[[Tensor, Tensor], tuple[Rollout, Callable[[Tensor], Tensor]]]
-"""States `[B, D]`, actions `[B, P, H, A]` -> their futures, and a function from the gradient with
-respect to the states after the first, time first, `[H, B, P, D]`, to that of the actions."""
-
-CostByHand: TypeAlias = Callable[[Rollout], tuple[dict[str, Tensor], Tensor]]
-"""Imagined futures -> the energies by name, and the gradient of their sum with respect to the
-states after the first, time first, `[H, B, P, D]`."""
-
 ProposalFn: TypeAlias = Callable[[Tensor, TaskContext, torch.Generator], Tensor]
 """State `[B, D]` -> initial candidates for a planner, `[B, P, H, A]`; P may be 0. Random ones are
 drawn from the generator."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,10 +18,16 @@ from ami_agent.agent import Controller
 from ami_agent.storage import run_dir
 from modules.actor.policy import BallActions, BoxActions, PolicyConfig
 from modules.by_hand import convolution
+from modules.by_hand.protocol import own_method
 from modules.cost.cost import goal_distance
-from modules.cost.goal_critic import ConvQuasimetricConfig, Quasimetric, QuasimetricConfig
+from modules.cost.goal_critic import (
+    ConvQuasimetricConfig,
+    GoalCritic,
+    Quasimetric,
+    QuasimetricConfig,
+)
 from modules.types import EvaluatedRollouts, Rollout, TaskContext
-from modules.world_model.dynamics import ConvDynamicsConfig, MLPDynamicsConfig
+from modules.world_model.dynamics import ConvDynamicsConfig, MLPDynamics, MLPDynamicsConfig
 from modules.world_model.jepa import WorldModel, WorldModelConfig
 
 SHIPPED = Path(__file__).parents[1] / "runs" / "reference" / "two-rooms"
@@ -175,6 +181,49 @@ def test_slopes_by_hand_of_map_states_are_those_of_autograd():
     assert expected.energy.requires_grad
     torch.testing.assert_close(slope, expected_slope)
     torch.testing.assert_close(found.terms, expected.detach().terms)
+
+
+class TwiceAsFar(Quasimetric):
+    """The user's own: it measures otherwise."""
+
+    def forward(self, state: Tensor, goal: Tensor) -> Tensor:
+        return 2 * super().forward(state, goal)
+
+
+class Still(MLPDynamics):
+    """The user's own: no action moves the state."""
+
+    def forward(self, state: Tensor, action_latent: Tensor) -> Tensor:
+        return state + 0 * action_latent.sum(-1, keepdim=True)
+
+
+class HalfEffect(WorldModel):
+    """The user's own: its actions have half their effect."""
+
+    def imagine(self, state: Tensor, actions: Tensor, noise: Tensor | None = None) -> Rollout:
+        return super().imagine(state, actions / 2, noise)
+
+
+def test_what_a_subclass_computes_itself_is_not_taken_from_its_parent():
+    size, goal = 5, normal(1, 5)
+    plain = randomized(QuasimetricConfig(hidden=6).build((size, 1, 1))).requires_grad_(False)
+    far, states = TwiceAsFar(plain.embed, plain.groups), normal(1, 2, HORIZON, size, seed=1)
+    torch.testing.assert_close(far.path_mean(states, goal), 2 * plain.path_mean(states, goal))
+    assert GoalCritic(plain).by_hand(goal) is not None
+    assert GoalCritic(far).by_hand(goal) is None
+    model, state = world_model().requires_grad_(False), normal(1, size)
+    own = HalfEffect([model.level(0)], model.interoception_head, model.ensemble, 3)
+    assert own_method(model, "imagine_by_hand") is not None
+    assert own_method(own, "imagine_by_hand") is None
+    still = randomized(Still(nn.Linear(size, 6), 6, size, 3, 0)).requires_grad_(False)
+    model.level(0).dynamics = still
+    actions = normal(1, 2, HORIZON, 3)
+    imagined = model.imagine(state, actions).states
+    torch.testing.assert_close(imagined, state[:, None, None].expand_as(imagined))
+    with torch.no_grad():
+        followed = model.imagine_policy(state, lambda states: actions[:, 0, 0], actions).states
+    torch.testing.assert_close(followed, state[:, None, None].expand_as(followed))
+    assert model.imagine_by_hand() is None
 
 
 class HalfBall(BallActions):

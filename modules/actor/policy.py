@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modules.by_hand.autograd import ByHand, Pullback
+from modules.by_hand.autograd import ByHand
 from modules.by_hand.caches import DerivedFromWeights, version
 from modules.by_hand.mlp import MLPConstants
+from modules.by_hand.protocol import Pullback
 from modules.nets import check_goal_dims, relu_mlp, silu_mlp
 from modules.types import (
     FRACTION,

@@ -1,20 +1,20 @@
-"""Functions with a gradient written by hand, as functions that autograd differentiates."""
+"""Functions whose gradient is written by hand, as functions that autograd differentiates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-Pullback: TypeAlias = Callable[[Tensor], tuple[Tensor | None, ...]]
-"""The gradient with respect to a function's output -> those with respect to its inputs."""
+from modules.by_hand.protocol import PathEnergy, Pullback, unroll_of
 
 
 class ByHand(torch.autograd.Function):
-    """`function(*inputs)` -> its output and its pullback, which is written by hand and takes fewer
-    operations than autograd's: as a function that autograd differentiates, once."""
+    """`ByHand.apply(function, *inputs)`: the output of a function that returns its output and its
+    pullback. Autograd calls the pullback, which takes fewer operations than autograd's own; it
+    can't be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, function: Callable[..., tuple[Tensor, Pullback]], *inputs: Any) -> Tensor:
@@ -29,13 +29,8 @@ class ByHand(torch.autograd.Function):
         return None, *ctx.pullback(grad)
 
 
-PathEnergy: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Callable[[float], Tensor]]]
-"""Imagined states `[H, B, P, D]`, time first as they lie in memory; goals `[B, D]` or `[1, D]` ->
-an energy `[B, P]`, and its gradient with respect to the states as a function of its weight."""
-
-
-def differentiable(energy: PathEnergy, states: Tensor, goal: Tensor) -> Tensor:
-    """The energy of states `[B, P, H + 1, D]` after the first, for autograd."""
+def differentiable_energy(energy: PathEnergy, states: Tensor, goal: Tensor) -> Tensor:
+    """The energy `[B, P]` of the states `[B, P, H + 1, D]` after the first."""
     if not (states.requires_grad and torch.is_grad_enabled()):
         return energy(after_first(states), goal)[0]
 
@@ -44,6 +39,19 @@ def differentiable(energy: PathEnergy, states: Tensor, goal: Tensor) -> Tensor:
         return value, lambda grad: (slope(1) * grad[..., None],)
 
     return ByHand.apply(function, after_first(states))
+
+
+def differentiable_unroll(dynamics: nn.Module, state: Tensor, actions: Tensor) -> Tensor | None:
+    """States `[B, D]`, actions `[B, P, H, A]` -> states `[B, P, H + 1, D]`. None as for
+    `unroll_of`, and if there are no actions."""
+    unroll = unroll_of(dynamics)
+    if unroll is None or not actions.numel():
+        return None
+    if torch.is_grad_enabled() and (state.requires_grad or actions.requires_grad):
+        states = ByHand.apply(unroll.states_and_pullback, state, actions)
+    else:
+        states = unroll.states(state, actions)
+    return states.permute(1, 2, 0, 3)
 
 
 def after_first(states: Tensor) -> Tensor:

@@ -19,26 +19,27 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 
 def no_numbers(like: Tensor, *shape: int) -> Tensor:
-    """A tensor of this shape, which holds no number, of the type and device of `like`; one tensor
-    for all of this shape."""
+    """An empty tensor of this shape, with the type and device of `like`; every call with the same
+    shape returns the same tensor."""
     return _empty(shape, like.dtype, like.device)
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept may be used outside
 def row_numbers(count: int, device: torch.device) -> Tensor:
-    """0 .. count - 1, to be read only; one tensor for all of this length."""
+    """The integers from 0 to count - 1, `[count]`; every call returns the same tensor, which must
+    not be changed."""
     return torch.arange(count, device=device)
 
 
 def version(tensor: Tensor) -> Any:
-    """Differs once the tensor is changed in place; of a tensor of inference mode, which does not
-    count, it always does."""
+    """A value that is equal for two calls if the tensor was not changed in place between them. A
+    tensor of inference mode counts no changes, so its values are never equal."""
     return object() if tensor.is_inference() else tensor._version
 
 
 def own_weights(*layers: nn.Module) -> list[Tensor]:
-    """The weights of these layers, in their order."""
+    """The weights of these layers alone, not of layers inside them, in their order."""
     # the dict itself: `parameters()` takes longer than an operation
     return [part for layer in layers for part in layer._parameters.values() if part is not None]
 
@@ -53,25 +54,25 @@ class _Tracing(threading.local):
 
 
 tracing = _Tracing()
-"""Whether this thread traces a function, to compile it: what is prepared from weights, or kept from
-call to call, must then be computed, so that the compiled function computes it too."""
+"""`tracing.active`: whether this thread traces a function, to compile it. Then no prepared weights
+are used, so that the compiled function reads the weights anew in each call."""
 
 
 Value = TypeVar("Value")
 
 
 class DerivedFromWeights(Generic[Value]):
-    """What is computed from weights alone, kept until a weight changes. Nothing is computed for
+    """A value that is computed from weights alone, kept until a weight changes. There is none for
     weights that take a gradient: a fused optimizer changes them without counting up their
-    version, and a gradient would be missing."""
+    version, and the gradient of the weights would be missing."""
 
     def __init__(self) -> None:
         # one value, so that threads may share it
         self.kept: tuple[Any, Value | None, list[Tensor]] = None, None, []
 
     def get(self, weights: Sequence[Tensor], make: Callable[[], Value]) -> Value | None:
-        """`make()` of the weights as they are; None if a weight takes a gradient, or a function is
-        being traced."""
+        """The result of `make` for the weights as they are; None if a weight takes a gradient, or
+        a function is being traced."""
         if tracing.active or any(
             weight.requires_grad or weight.is_inference() for weight in weights
         ):

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modules.by_hand.autograd import Pullback
 from modules.by_hand.caches import transposed, version
 from modules.by_hand.convolution import MapConvolution, to_cells
+from modules.by_hand.protocol import Pullback
 from modules.types import MapShape
 
 
-class ConvConstants:
-    """The weights of a `ConvDynamics` as its unroll with constant weights reads them. Inside, maps
-    are cells `[N, h w, C]`, N = B * P."""
+class ConvUnroll:
+    """The unroll of a `ConvDynamics`, with its weights, prepared. Inside, maps are cells
+    `[N, h w, C]`, N = B * P."""
 
     def __init__(
         self, shape: MapShape, in_weight: Tensor, in_bias: Tensor, film_weight: Tensor,
@@ -51,11 +51,11 @@ class ConvConstants:
         return result
 
     def states(self, state: Tensor, actions: Tensor) -> Tensor:
-        """`[B, D]`, `[B, P, H, A]` -> `[H + 1, B, P, D]`"""
-        return self.unroll(state, actions)[0]
+        """As `UnrollByHand.states`."""
+        return self.states_and_pullback(state, actions)[0]
 
-    def unroll(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Pullback]:
-        """As `ConvDynamics.unroll_by_hand`."""
+    def states_and_pullback(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Pullback]:
+        """As `UnrollByHand.states_and_pullback`."""
         silu, (batch, count, horizon, _) = nn.functional.silu, actions.shape
         to_start, shape = state.requires_grad, actions.shape
         modulations = torch.addmm(self.film_bias, actions.flatten(0, 2), self.film_weight_t)

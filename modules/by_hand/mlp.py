@@ -7,21 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modules.by_hand.caches import own_weights
+from modules.by_hand.caches import DerivedFromWeights, own_weights, transposed
 from modules.by_hand.convolution import MapConvolution, to_cells
 from modules.nets import ConvHead
 from modules.types import MapShape
 
 
 class MLPConstants:
-    """A `silu_mlp` whose weights take no gradient, `[N, size]` -> `[N, out]`, and the gradient with
-    respect to its input alone: for planners, whose time goes into the number of operations."""
+    """A `silu_mlp` with constant weights, `[N, size]` -> `[N, out]`, and the gradient with respect
+    to its input alone."""
 
     def __init__(self, *weights: Tensor) -> None:
         """Weight and bias of each of the three layers."""
         self.weights, self.biases = weights[::2], weights[1::2]
-        self.transposed = [weight.t().contiguous() for weight in self.weights]
-        self.last_input: tuple[Any, int, Any] = (None, 0, None)  # its version, its output
+        self.transposed = [transposed(weight) for weight in self.weights]
+        # of a caller that passes the same tensor many times: the tensor, its version, the output
+        self.last_input: tuple[Any, int, Any] = (None, 0, None)
 
     @staticmethod
     def weights_of(layers: nn.Module) -> list[Tensor] | None:
@@ -50,7 +51,7 @@ class MLPConstants:
 
 
 class ConvHeadConstants(MLPConstants):
-    """A `ConvHead` whose weights take no gradient, as `MLPConstants`."""
+    """A `ConvHead` with constant weights, `[N, D]` -> `[N, out]`, as `MLPConstants`."""
 
     def __init__(self, shape: MapShape, *weights: Tensor) -> None:
         """Weight and bias of both convolutions, then of the MLP."""
@@ -61,9 +62,12 @@ class ConvHeadConstants(MLPConstants):
         super().__init__(by_cell, *weights[5:])
 
     @staticmethod
-    def weights_of(layers: nn.Module) -> list[Tensor]:
-        assert isinstance(layers, ConvHead)
-        return own_weights(*layers.weighted)
+    def weights_of(layers: nn.Module) -> list[Tensor] | None:
+        """None for layers that are no `ConvHead`."""
+        if type(layers) is ConvHead:
+            _, first, _, second, _, _, mlp = layers.layers
+            return own_weights(first, second, *mlp.children())
+        return None
 
     def forward(self, inputs: Tensor, first_bias: Tensor | None = None) -> tuple[Tensor, ...]:
         """The numbers before all four activations, and the output."""
@@ -79,3 +83,17 @@ class ConvHeadConstants(MLPConstants):
         grad_one = self.pullbacks[1](silu_backward(grad_two, two, grad_input=grad_two))
         grad_cells = self.pullbacks[0](silu_backward(grad_one, one, grad_input=grad_one))
         return grad_cells.view(len(grad), -1, self.channels).mT.flatten(1)
+
+
+def embedding_constants(
+    layers: nn.Module, kept: DerivedFromWeights[MLPConstants]
+) -> MLPConstants | None:
+    """A `silu_mlp` or a `ConvHead` with constant weights, kept in `kept`. None for other layers,
+    and as for `DerivedFromWeights.get`."""
+    weights = MLPConstants.weights_of(layers)
+    if weights is not None:
+        return kept.get(weights, lambda: MLPConstants(*weights))
+    conv_weights = ConvHeadConstants.weights_of(layers)
+    if conv_weights is None:
+        return None
+    return kept.get(conv_weights, lambda: ConvHeadConstants(layers.shape, *conv_weights))  # type: ignore[arg-type]

@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modules.by_hand.autograd import Pullback
 from modules.by_hand.caches import transposed, version
+from modules.by_hand.protocol import Pullback
 
 KEPT_NUMBERS = 2**21
 """Largest number of activations in an unroll whose buffers are kept for the next."""
 
 
-class UnrollConstants:
-    """The weights of an `MLPDynamics` as the unroll of constant weights reads them, and its buffers
-    that are not in use."""
+class MLPUnroll:
+    """The unroll of an `MLPDynamics`: its weights, prepared, and the buffers that no call uses."""
 
     def __init__(
         self, in_weight: Tensor, in_bias: Tensor, mid_weight: Tensor, mid_bias: Tensor,
@@ -26,11 +25,8 @@ class UnrollConstants:
         """`films`: weight and bias of the modulation of both hidden layers."""
         self.in_weight, self.in_weight_t = in_weight, transposed(in_weight)
         self.mid_weight, self.mid_weight_t = mid_weight, transposed(mid_weight)
-        self.out_weight, self.out_weight_t, self.out_bias = (
-            out_weight,
-            transposed(out_weight),
-            out_bias,
-        )
+        self.out_weight, self.out_weight_t = out_weight, transposed(out_weight)
+        self.out_bias = out_bias
         # rows: factor and shift of the first layer, then of the second
         self.film_weight, self.film_bias = torch.cat(films[::2]), torch.cat(films[1::2])
         self.film_bias.view(2, 2, -1)[:, 0] += 1
@@ -40,43 +36,54 @@ class UnrollConstants:
             factors, shifts = rows.view(2, 2, len(in_bias), -1).unbind(1)
             shifts.addcmul_(factors, biases)
         self.film_weight_t = transposed(self.film_weight)
-        self.free: dict[torch.Size, list[Unroll]] = {}
+        self.free: dict[torch.Size, list[MLPUnrollBuffers]] = {}
 
-    def take(self, shape: torch.Size) -> Unroll:
+    def take(self, shape: torch.Size) -> MLPUnrollBuffers:
         """Buffers for actions `[B, P, H, A]` that no other call uses."""
         try:
             return self.free[shape].pop()
         except LookupError:  # none is free
             with torch.inference_mode(False):  # its buffers may be used again outside
-                return Unroll(self, shape)
+                return MLPUnrollBuffers(self, shape)
 
-    def give_back(self, unroll: Unroll) -> None:
-        """They may be used again."""
-        if unroll.inputs.numel() <= KEPT_NUMBERS:
+    def give_back(self, buffers: MLPUnrollBuffers) -> None:
+        """Buffers of `take` that a later call may use."""
+        if buffers.inputs.numel() <= KEPT_NUMBERS:
             if len(self.free) > 8:
                 self.free.clear()
-            self.free.setdefault(unroll.shape, []).append(unroll)
+            self.free.setdefault(buffers.shape, []).append(buffers)
 
     def states(self, state: Tensor, actions: Tensor) -> Tensor:
-        """`[B, D]`, `[B, P, H, A]` -> `[H + 1, B, P, D]`"""
-        unroll = self.take(actions.shape)
-        states = unroll.forward(state, actions)
-        self.give_back(unroll)
+        """As `UnrollByHand.states`."""
+        buffers = self.take(actions.shape)
+        states = buffers.forward(state, actions)
+        self.give_back(buffers)
         return states
 
-    def unroll(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Pullback]:
-        """As `MLPDynamics.unroll_by_hand`."""
-        unrolls = [self.take(actions.shape)]
-        states = unrolls[0].forward(state, actions)
+    def follow(
+        self, state: Tensor, act: Callable[[Tensor, int], Tensor], shape: torch.Size
+    ) -> tuple[Tensor, Tensor]:
+        """States `[B, D]` -> states `[B, P, H + 1, D]` and actions `[B, P, H, A]` (`shape`), if
+        every step takes the actions `act(states, step)`, `[B * P, D]` -> `[B * P, A]`. Without
+        gradients."""
+        buffers = self.take(shape)
+        states, actions = buffers.follow(state, act)
+        self.give_back(buffers)
+        return states, actions
+
+    def states_and_pullback(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Pullback]:
+        """As `UnrollByHand.states_and_pullback`."""
+        taken = [self.take(actions.shape)]
+        states = taken[0].forward(state, actions)
 
         def pullback(grad: Tensor) -> tuple[Tensor | None, Tensor]:
-            if unrolls:
-                unroll = unrolls.pop()
+            if taken:
+                buffers = taken.pop()
             else:  # a second gradient of the same futures
-                unroll = self.take(actions.shape)
-                unroll.forward(state, actions)
-            grads = unroll.gradient(grad, state.requires_grad)
-            self.give_back(unroll)
+                buffers = self.take(actions.shape)
+                buffers.forward(state, actions)
+            grads = buffers.gradient(grad, state.requires_grad)
+            self.give_back(buffers)
             return grads
 
         return states, pullback
@@ -97,7 +104,7 @@ class StepBuffers(NamedTuple):
     modulation: Tensor  # `[N, 4 F]`: factor and shift of both layers
 
 
-class Unroll:
+class MLPUnrollBuffers:
     """H steps of `MLPDynamics` with constant weights, and their gradient with respect to actions
     and start alone, both written by hand: a planner's time goes into the number of operations.
 
@@ -108,7 +115,7 @@ class Unroll:
     and all states follow from all d_t at once. The other biases are in the shifts of FiLM. Buffers
     are `[layer, H, N, F]`, N = B * P."""
 
-    def __init__(self, constants: UnrollConstants, shape: torch.Size) -> None:
+    def __init__(self, constants: MLPUnroll, shape: torch.Size) -> None:
         self.constants, self.shape = constants, shape
         batch, count, horizon, _ = shape
         rows, (hidden, size) = batch * count, constants.in_weight.shape

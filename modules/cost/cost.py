@@ -17,10 +17,12 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from modules.by_hand.autograd import PathEnergy, after_first, differentiable
+from modules.by_hand.autograd import after_first, differentiable_energy
+from modules.by_hand.energies import mean_square
+from modules.by_hand.protocol import CostByHand, PathEnergy, own_method
 from modules.cost.drives import InteroceptiveCost
-from modules.cost.goal_critic import GoalCritic, Quasimetric, no_goal_critic
-from modules.types import WEIGHT, ConfigError, CostByHand, CostFn, Rollout, Settings, TaskContext
+from modules.cost.goal_critic import GoalCritic, no_goal_critic
+from modules.types import WEIGHT, ConfigError, CostFn, Rollout, Settings, TaskContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,25 +47,7 @@ def goal_distance(rollout: Rollout, context: TaskContext) -> Tensor:
         difference = rollout.states[:, :, 1:, :size] - goal[:, None, None, :size]
         return difference.square().mean((-2, -1))
     energy = partial(mean_square, goal_dims=context.goal_dims)
-    return differentiable(energy, rollout.states, goal)
-
-
-def mean_square(
-    states: Tensor, goal: Tensor, goal_dims: int = 0
-) -> tuple[Tensor, Callable[[float], Tensor]]:
-    """`goal_distance` with its gradient; see `PathEnergy`."""
-    size = goal_dims or states.shape[-1]
-    rest = states.shape[-1] - size
-    if rest:
-        states, goal = states[..., :size], goal[..., :size]
-    difference = states - (goal if len(goal) == 1 else goal[:, None])
-    scale = 2 / (len(states) * size)
-
-    def slope(weight: float) -> Tensor:
-        part = difference * (scale * weight)
-        return nn.functional.pad(part, (0, rest)) if rest else part
-
-    return difference.square().mean((0, -1)), slope
+    return differentiable_energy(energy, rollout.states, goal)
 
 
 def control_cost(rollout: Rollout, context: TaskContext) -> Tensor:
@@ -184,14 +168,13 @@ class Cost(nn.Module):
         return terms
 
     def by_hand(self, context: TaskContext) -> CostByHand | None:
-        """The cost terms of states that follow from actions, with the gradient of their sum; None
-        if the gradient of any term is not written by hand."""
-        energy = partial(mean_square, goal_dims=context.goal_dims)
-        found: dict[str, PathEnergy | None] = {"goal_distance": energy}
-        critic = self.goal_critic
-        # a subclass may have another forward
-        if type(critic) is GoalCritic and type(critic.distance) is Quasimetric:
-            found["critic"] = critic.distance.path_mean_by_hand(context.goal)
+        """The cost terms of states that follow from actions, faster (`modules/by_hand`), with the
+        gradient of their sum; None if the gradient of any term is not written by hand."""
+        offered = own_method(self.goal_critic, "by_hand")
+        found: dict[str, PathEnergy | None] = {
+            "goal_distance": partial(mean_square, goal_dims=context.goal_dims),
+            "critic": None if offered is None else offered(context.goal),
+        }
         active = [
             (name, found.get(name), weight) for name, weight in context.weights.items() if weight
         ]

@@ -3,18 +3,18 @@ distance between states."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import Annotated
 
-import torch
 from torch import Tensor, nn
 
-from modules.by_hand.autograd import PathEnergy, differentiable
-from modules.by_hand.caches import DerivedFromWeights, version
-from modules.by_hand.mlp import ConvHeadConstants, MLPConstants
+from modules.by_hand.autograd import differentiable_energy
+from modules.by_hand.caches import DerivedFromWeights
+from modules.by_hand.energies import mean_steps_to_goal
+from modules.by_hand.mlp import MLPConstants, embedding_constants
+from modules.by_hand.protocol import PathEnergy, own_method
 from modules.nets import (
     ConvHead,
     GlimpseConfig,
@@ -62,55 +62,17 @@ class Quasimetric(nn.Module):
     def path_mean(self, states: Tensor, goal: Tensor) -> Tensor:
         """Imagined states `[B, P, H + 1, D]`, goals `[B, D]` -> the steps to go, mean over the H
         states after the first, `[B, P]`."""
-        by_hand = self.path_mean_by_hand(goal)
+        offered = own_method(self, "path_mean_by_hand")
+        by_hand = None if offered is None else offered(goal)
         if by_hand is None or goal.requires_grad:
             return self(states[:, :, 1:], goal[:, None, None]).mean(-1)
-        return differentiable(by_hand, states, goal)
+        return differentiable_energy(by_hand, states, goal)
 
     def path_mean_by_hand(self, goal: Tensor) -> PathEnergy | None:
-        """`path_mean` with its gradient. None if the weights take a gradient, or the embedding is
-        neither a `silu_mlp` nor a `ConvHead`."""
-        constants = self._constants()
-        return None if constants is None else partial(self._path_mean, constants)
-
-    def _path_mean(
-        self, constants: MLPConstants, states: Tensor, goal: Tensor
-    ) -> tuple[Tensor, Callable[[float], Tensor]]:
-        *inner, embedded = constants.forward(states.reshape(-1, states.shape[-1]))
-        grouped = embedded.view(*states.shape[:3], self.groups, -1)
-        difference = self._goal_embedding(goal, constants) - grouped
-        # never 0, so that only a positive maximum is equal to it
-        largest = difference.amax(-1, keepdim=True).clamp_min_(torch.finfo(goal.dtype).tiny)
-
-        def slope(weight: float) -> Tensor:
-            is_largest = torch.eq(difference, largest, out=torch.empty_like(difference))
-            scale = -weight / (len(states) * self.groups)
-            grad = is_largest.view_as(embedded)
-            return constants.gradient(grad, *inner, scale=scale).view_as(states)
-
-        return largest.mean((0, 3, 4)), slope
-
-    def _constants(self) -> MLPConstants | None:
-        embed = self.embed
-        if isinstance(embed, ConvHead):
-            conv_weights = ConvHeadConstants.weights_of(embed)
-            return self.constants.get(
-                conv_weights, lambda: ConvHeadConstants(embed.shape, *conv_weights)
-            )
-        weights = MLPConstants.weights_of(embed)
-        if weights is None:
-            return None
-        return self.constants.get(weights, lambda: MLPConstants(*weights))
-
-    def _goal_embedding(self, goal: Tensor, constants: MLPConstants) -> Tensor:
-        """`[B, 1, groups, units]`; kept, because a planner asks for that of the same goal many
-        times."""
-        kept_goal, kept_version, embedding = constants.last_input
-        if kept_goal is not goal or kept_version != version(goal):
-            with torch.no_grad():
-                embedding = constants.forward(goal)[-1].view(len(goal), 1, self.groups, -1)
-            constants.last_input = goal, version(goal), embedding
-        return embedding
+        """`path_mean`, faster (`modules/by_hand`). None if the weights take a gradient, or the
+        embedding is neither a `silu_mlp` nor a `ConvHead`."""
+        embed = embedding_constants(self.embed, self.constants)
+        return None if embed is None else partial(mean_steps_to_goal, embed, self.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +145,11 @@ class GoalCritic(nn.Module):
     def forward(self, rollout: Rollout, context: TaskContext) -> Tensor:
         """`[B, P]`"""
         return self.distance.path_mean(rollout.states, context.goal)
+
+    def by_hand(self, goal: Tensor) -> PathEnergy | None:
+        """`forward`, faster (`modules/by_hand`); None as for `Quasimetric.path_mean_by_hand`."""
+        offered = own_method(self.distance, "path_mean_by_hand")
+        return None if offered is None else offered(goal)
 
 
 def no_goal_critic(rollout: Rollout, context: TaskContext) -> Tensor:

@@ -3,7 +3,6 @@ s, s' -> a, over flat states. Action and latent variable come as one tensor, `[.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, TypeAlias
@@ -11,10 +10,9 @@ from typing import Annotated, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from modules.by_hand.autograd import ByHand, Pullback
 from modules.by_hand.caches import DerivedFromWeights, own_weights
-from modules.by_hand.conv_unroll import ConvConstants
-from modules.by_hand.mlp_unroll import UnrollConstants
+from modules.by_hand.conv_unroll import ConvUnroll
+from modules.by_hand.mlp_unroll import MLPUnroll
 from modules.nets import GlimpseConfig, fourier_linear
 from modules.types import WIDTH, MapShape, Settings
 
@@ -54,32 +52,6 @@ def modulate(features: Tensor, modulation: Modulation) -> Tensor:
     return nn.functional.silu(torch.addcmul(shift, features, factor))
 
 
-class UnrolledByHand(nn.Module):
-    """Dynamics with an unroll whose gradient is written by hand, for constant weights."""
-
-    def unroll_by_hand(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Pullback]] | None:
-        """States `[B, D]`, P action sequences from each `[B, P, H, A]` -> the states, time first,
-        `[H + 1, B, P, D]`, and the pullback to start and actions, whose gradient may lack the first
-        states. None if the weights take a gradient."""
-        constants = self._constants()
-        return None if constants is None else constants.unroll
-
-    def frozen_unroll(self, state: Tensor, actions: Tensor) -> Tensor | None:
-        """The same states, `[B, P, H + 1, D]`, for autograd. None as for `unroll_by_hand`, and for
-        no actions."""
-        constants = self._constants()
-        if constants is None or not actions.numel():
-            return None
-        if torch.is_grad_enabled() and (state.requires_grad or actions.requires_grad):
-            states = ByHand.apply(constants.unroll, state, actions)
-        else:
-            states = constants.states(state, actions)
-        return states.permute(1, 2, 0, 3)
-
-    def _constants(self) -> UnrollConstants | ConvConstants | None:
-        raise NotImplementedError
-
-
 @dataclass(frozen=True, kw_only=True)
 class MLPDynamicsConfig(Settings):
     hidden: Annotated[int, WIDTH] = 128
@@ -89,7 +61,7 @@ class MLPDynamicsConfig(Settings):
         return MLPDynamics(input_layer, self.hidden, prod(shape), action_dim, latent_dim)
 
 
-class MLPDynamics(UnrolledByHand):
+class MLPDynamics(nn.Module):
     """s' = s + MLP(s | a) for vector states; the action modulates every hidden layer (FiLM). Only
     the first `moving_dims` numbers of a state change."""
 
@@ -109,14 +81,14 @@ class MLPDynamics(UnrolledByHand):
         self.inverse_head = nn.Sequential(
             nn.Linear(2 * moving_dims, hidden), nn.SiLU(), nn.Linear(hidden, action_dim)
         )
-        self.constants: DerivedFromWeights[UnrollConstants] = DerivedFromWeights()
+        self.constants: DerivedFromWeights[MLPUnroll] = DerivedFromWeights()
 
     def forward(self, state: Tensor, action_latent: Tensor) -> Tensor:
         """`[N, D]`, `[N, A + Z]` -> `[N, D]`"""
         first, second = self.films
         return self._step(state, first(action_latent), second(action_latent))
 
-    def unroll(self, state: Tensor, action_latents: Tensor) -> list[Tensor]:
+    def unroll_at_once(self, state: Tensor, action_latents: Tensor) -> list[Tensor]:
         """`[N, D]`, `[N, H, A + Z]` -> H + 1 states `[N, D]`. What depends on the actions alone is
         computed for all steps at once."""
         modulations = [film(action_latents.transpose(0, 1)) for film in self.films]  # [H, N, F]
@@ -126,27 +98,14 @@ class MLPDynamics(UnrolledByHand):
             states.append(self._step(states[-1], first, second))
         return states
 
-    def frozen_follow(
-        self, state: Tensor, act: Callable[[Tensor, int], Tensor], shape: torch.Size
-    ) -> tuple[Tensor, Tensor] | None:
-        """States `[B, D]` -> the states `[B, P, H + 1, D]` and actions `[B, P, H, A]` (`shape`), if
-        every step takes the actions `act(states, step)`, `[B * P, D]` -> `[B * P, A]`. Without
-        gradients; None as for `frozen_unroll`."""
-        constants = self._constants()
-        if constants is None or not shape.numel():
-            return None
-        unroll = constants.take(shape)
-        states, actions = unroll.follow(state, act)
-        constants.give_back(unroll)
-        return states, actions
-
-    def _constants(self) -> UnrollConstants | None:
-        """None also where the first layer is not linear."""
+    def unroll_by_hand(self) -> MLPUnroll | None:
+        """H steps of `forward`, faster (`modules/by_hand`). None if the weights take a gradient or
+        the first layer is not linear."""
         if not isinstance(self.input_layer, nn.Linear):
             return None
         layers = (self.input_layer, self.hidden_layer, self.delta_head)
         weights = own_weights(*layers, *(film.modulation for film in self.films))  # type: ignore[arg-type]
-        return self.constants.get(weights, lambda: UnrollConstants(*weights))
+        return self.constants.get(weights, lambda: MLPUnroll(*weights))
 
     def _step(self, state: Tensor, first: Modulation, second: Modulation) -> Tensor:
         features = modulate(self.input_layer(state), first)
@@ -198,7 +157,7 @@ class ConvDynamicsConfig(Settings):
         return ConvDynamics(self, shape, action_dim, latent_dim)
 
 
-class ConvDynamics(UnrolledByHand):
+class ConvDynamics(nn.Module):
     """s' = s + convolutions(s | a) for map states: the change of a cell is a function of its
     neighbourhood, the same in every cell; the action modulates the features (FiLM)."""
 
@@ -213,7 +172,7 @@ class ConvDynamics(UnrolledByHand):
         self.delta_head = _zero_init(nn.Conv2d(hidden, channels, 3, padding=1))
         self.pair_encoder = nn.Conv2d(2 * channels, hidden, 3, padding=1)
         self.inverse_head = nn.Linear(hidden, action_dim)
-        self.constants: DerivedFromWeights[ConvConstants] = DerivedFromWeights()
+        self.constants: DerivedFromWeights[ConvUnroll] = DerivedFromWeights()
 
     def forward(self, state: Tensor, action_latent: Tensor) -> Tensor:
         """`[N, D]`, `[N, A + Z]` -> `[N, D]`"""
@@ -222,9 +181,10 @@ class ConvDynamics(UnrolledByHand):
         features = nn.functional.silu(torch.addcmul(features + shift, features, scale))
         return state + self.delta_head(nn.functional.silu(self.hidden_layer(features))).flatten(1)
 
-    def _constants(self) -> ConvConstants | None:
+    def unroll_by_hand(self) -> ConvUnroll | None:
+        """H steps of `forward`, faster (`modules/by_hand`). None if the weights take a gradient."""
         weights = own_weights(self.input_layer, self.film, self.hidden_layer, self.delta_head)
-        return self.constants.get(weights, lambda: ConvConstants(self.shape, *weights))
+        return self.constants.get(weights, lambda: ConvUnroll(self.shape, *weights))
 
     def inverse(self, state: Tensor, next_state: Tensor) -> Tensor:
         """`[..., D]`, `[..., D]` -> `[..., A]`"""

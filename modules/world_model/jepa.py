@@ -16,15 +16,16 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from modules.by_hand.autograd import differentiable_unroll
 from modules.by_hand.caches import no_numbers
+from modules.by_hand.mlp_unroll import MLPUnroll
+from modules.by_hand.protocol import ImagineByHand, own_method, unroll_of
 from modules.nets import EnsembleHead, StandardizedHead, relu_mlp, silu_mlp
-from modules.types import WIDTH, ImagineByHand, MapShape, PolicyFn, Rollout, Settings
+from modules.types import WIDTH, MapShape, PolicyFn, Rollout, Settings
 from modules.world_model.dynamics import (
-    ConvDynamics,
     ConvDynamicsConfig,
     FourierDynamicsConfig,
     GlimpseDynamicsConfig,
-    MLPDynamics,
     MLPDynamicsConfig,
 )
 from modules.world_model.latents import (
@@ -44,8 +45,9 @@ class DynamicsLevel(nn.Module):
 
     def unroll(self, state: Tensor, action_latents: Tensor) -> Tensor:
         """`[N, D]`, `[N, H, A + Z]` -> `[N, H + 1, D]`: H steps, one after the other."""
-        if type(self.dynamics) is MLPDynamics:  # a subclass may have another forward
-            return torch.stack(self.dynamics.unroll(state, action_latents), 1)
+        unroll_at_once = own_method(self.dynamics, "unroll_at_once")
+        if unroll_at_once is not None:
+            return torch.stack(unroll_at_once(state, action_latents), 1)
         states = [state]
         for action_latent in action_latents.unbind(1):
             states.append(self.dynamics(states[-1], action_latent))
@@ -209,11 +211,9 @@ class WorldModel(nn.Module):
         level = self.level(0)
         if level.latent.size or noise is not None:
             return self._rollout(state, actions, noise, lambda states, actions: actions)
-        dynamics, shape = level.dynamics, actions.shape[:2]
-        # a subclass may have another forward
-        has_unroll = type(dynamics) in (MLPDynamics, ConvDynamics)
-        states = dynamics.frozen_unroll(state, actions) if has_unroll else None  # type: ignore[operator]
+        states = differentiable_unroll(level.dynamics, state, actions)
         if states is None:
+            shape = actions.shape[:2]
             start = state[:, None].expand(-1, shape[1], -1).flatten(0, 1)
             states = level.unroll(start, actions.flatten(0, 1)).unflatten(0, shape)
         return self._with_interoception(
@@ -221,22 +221,17 @@ class WorldModel(nn.Module):
         )
 
     def imagine_by_hand(self) -> ImagineByHand | None:
-        """`imagine` without autograd, for weights as they are now. None where no gradient is
-        written by hand: for dynamics with latent variables, weights that take a gradient, and
-        predicted interoceptive signals."""
+        """`imagine`, faster (`modules/by_hand`), for weights as they are now. None for dynamics
+        with latent variables, weights that take a gradient, and predicted interoceptive signals."""
         level = self.level(0)
         if level.latent.size or not isinstance(self.interoception_head, NoInteroception):
             return None
-        if type(self) is not WorldModel:  # a subclass may imagine otherwise
-            return None
-        # a subclass may have another forward
-        has_unroll = type(level.dynamics) in (MLPDynamics, ConvDynamics)
-        unroll = level.dynamics.unroll_by_hand() if has_unroll else None  # type: ignore[operator]
+        unroll = unroll_of(level.dynamics)
         if unroll is None:
             return None
 
         def imagine(state: Tensor, actions: Tensor) -> tuple[Rollout, Callable[[Tensor], Tensor]]:
-            states, pullback = unroll(state, actions)
+            states, pullback = unroll.states_and_pullback(state, actions)
             none = no_numbers(actions, *actions.shape[:-1], 0)
             rollout = Rollout(states.permute(1, 2, 0, 3), actions, none, none)
             return rollout, lambda grad: pullback(grad)[1]  # type: ignore[return-value]
@@ -264,10 +259,10 @@ class WorldModel(nn.Module):
 
     def _follow(self, state: Tensor, policy: PolicyFn, candidates: Tensor) -> Rollout | None:
         """`imagine_policy` in fewer operations; None where the dynamics have none such."""
-        dynamics, (batch, num_given, *rest) = self.level(0).dynamics, candidates.shape
-        if type(dynamics) is not MLPDynamics:
-            return None
+        unroll, (batch, num_given, *rest) = unroll_of(self.level(0).dynamics), candidates.shape
         shape = torch.Size((batch, 1 + num_given, *rest))
+        if not isinstance(unroll, MLPUnroll) or not shape.numel():
+            return None
 
         def act(states: Tensor, step: int) -> Tensor:
             if not num_given:
@@ -275,10 +270,7 @@ class WorldModel(nn.Module):
             first = policy(states.unflatten(0, shape[:2])[:, 0])
             return torch.cat([first[:, None], candidates[:, :, step]], 1).flatten(0, 1)
 
-        followed = dynamics.frozen_follow(state, act, shape)
-        if followed is None:
-            return None
-        states, actions = followed
+        states, actions = unroll.follow(state, act, shape)
         return self._with_interoception(
             states, actions, no_numbers(actions, *actions.shape[:-1], 0)
         )

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from modules.actor.planning.risk import ScenarioCVaR
-from modules.actor.policy import ActionSpace, BallActions, BoxActions
-from modules.by_hand.autograd import Pullback
+from modules.actor.policy import ActionSpace
 from modules.by_hand.caches import no_numbers, row_numbers
+from modules.by_hand.protocol import CostByHand, ImagineByHand, SquashByHand, own_method
 from modules.types import (
-    CostByHand,
     CostTermsFn,
     EvaluatedRollouts,
-    ImagineByHand,
     Plan,
     PolicyFn,
     PolicyRolloutFn,
@@ -27,7 +25,6 @@ from modules.types import (
     TaskContext,
 )
 
-SquashByHand: TypeAlias = Callable[[Tensor], tuple[Tensor, Pullback]]
 SlopeFn: TypeAlias = Callable[[Tensor, Tensor], tuple[EvaluatedRollouts, Tensor]]
 """States `[B, D]`, unbounded actions `[B, P, H, A]` -> their futures and energies, and the gradient
 of the energies with respect to the unbounded actions."""
@@ -49,7 +46,7 @@ class RolloutEvaluator:
     by_hand: (
         tuple[Callable[[], ImagineByHand | None], Callable[[TaskContext], CostByHand | None]] | None
     ) = None
-    """`imagine` and `cost_terms` with gradients written by hand, each None where it has none."""
+    """`imagine_by_hand` of the world model and `by_hand` of the cost, where both offer it."""
 
     def with_noise(self, context: TaskContext, rng: torch.Generator) -> TaskContext:
         """The context with noise for the futures of its horizon; unchanged if the world model is
@@ -65,13 +62,11 @@ class RolloutEvaluator:
 
     def slope_fn(self, context: TaskContext) -> SlopeFn:
         """Evaluation with gradients for this task: written by hand where every part has one."""
-        space = self.action_space
-        # a subclass may squash otherwise
-        is_known = type(space) is BoxActions or type(space) is BallActions
-        if self.by_hand and self.risk_model is None and is_known:
+        squash = own_method(self.action_space, "squash_by_hand")
+        if self.by_hand and squash and self.risk_model is None:
             imagine, cost = self.by_hand[0](), self.by_hand[1](context)
             if imagine and cost:
-                return partial(self._slope_by_hand, space.squash_by_hand, imagine, cost)  # type: ignore[union-attr]
+                return partial(self._slope_by_hand, squash, imagine, cost)
         return partial(self._slope_by_autograd, context)
 
     def _slope_by_autograd(
