@@ -2,11 +2,11 @@
 
 Everything in this package only makes planning faster. A plan takes hundreds of small tensor
 operations, so its time goes into their number; the functions here need fewer than half of those
-that autograd needs. Without this package every number stays the same up to rounding: the networks and
-costs have a plain `forward`, and autograd differentiates it. To read what a module
-computes, read its `forward`. A change of a `forward` that is also written by hand needs the same
-change here; until then `tests/test_operations.py` fails, which compares every version by hand with
-autograd or with finite differences. The same file limits the number of operations of a plan.
+that autograd needs. Without this package every number stays the same up to rounding: the networks
+and costs have a plain `forward`, and autograd differentiates it. To read what a module computes,
+read its `forward`. A change of a `forward` that is also written by hand needs the same change here;
+until then `tests/test_operations.py` fails, which compares every version by hand with autograd or
+with finite differences. The same file limits the number of operations of a plan.
 
 What a module offers. A class whose function `f` is also written by hand has a method `f_by_hand`
 (`by_hand` for its `forward`); `protocol.py` lists what each returns:
