@@ -372,7 +372,7 @@ def _build(
             cost,
             action_space,
             action_dim,
-            component("actor.risk", world_model.level(0).latent.noise_dim),
+            component("actor.risk", world_model.latent.noise_dim),
             by_hand=offered if all(offered) else None,  # type: ignore[arg-type]
         )
         proposal = component("actor.policy_proposal", policy, evaluator)

@@ -111,7 +111,7 @@ def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
     graph, landmarks = config.actor.subgoals, config.find(training.SelectLandmarks)
     if landmarks and isinstance(graph, components.LandmarkGraphConfig):
         num_states = landmarks.num_candidates + landmarks.num_windows * (landmarks.length + 1)
-        num_outcomes = graph.num_outcomes if agent.world_model.level(0).latent.noise_dim else 1
+        num_outcomes = graph.num_outcomes if agent.world_model.latent.noise_dim else 1
         yield MemoryUse(
             4 * FLOAT_BYTES * graph.num_landmarks**2
             + state_bytes * (num_states + graph.num_landmarks * num_outcomes),
@@ -195,7 +195,7 @@ def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
 def _planning(config: Config, spec: EnvironmentSpec, agent: Agent, num_plans: int) -> MemoryUse:
     """The memory of so many plans at once."""
     planner, imagined_bytes = config.actor.planner, _imagination_bytes(agent)
-    is_random = agent.world_model.level(0).latent.noise_dim
+    is_random = agent.world_model.latent.noise_dim
     num_scenarios = config.actor.risk.num_scenarios if is_random else 1
     num_candidates, step_bytes = 1, imagined_bytes  # of a planner of the user's own it isn't known
     if isinstance(planner, (components.CEMConfig, components.MPPIConfig)):

@@ -135,7 +135,7 @@ def test_a_collected_step_is_stored_and_learnt_from(choices):
     )
     moved = {n for n, part in stage_run.agent.state_dict().items() if not part.equal(before[n])}
     for box in (
-        "world_model.levels",
+        "world_model.dynamics",
         "world_model.interoception_head",
         "cost.interoceptive_cost.value_critics",
         "policy",

@@ -43,7 +43,7 @@ def energies(agent: Agent, horizon: int) -> tuple[float, float]:
         actions, here = [], state
         for _ in range(horizon):
             actions.append(agent.policy(here, goal, context.task_vector))
-            here = agent.world_model.level(0).dynamics(here, actions[-1])
+            here = agent.world_model.dynamics(here, actions[-1])
         future = agent.world_model.imagine(state, torch.stack(actions, 1)[:, None])
         reactive = torch.stack(list(agent.cost(future, context).values())).sum(0)
         planned = agent.planner(state, context, PlannerCarry.initial(0))[0].energy

@@ -415,7 +415,7 @@ def line(monkeypatch):
     )
     agent = build(config, config.env.build(1).spec, num_envs=60, buffer_size=50)
     agent.replay_buffer.add_episode(line_episodes(60, 50))
-    monkeypatch.setattr(agent.world_model.level(0), "step", LineWorld().step)
+    monkeypatch.setattr(agent.world_model, "step", LineWorld().step)
     return agent, config
 
 

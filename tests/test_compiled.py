@@ -77,7 +77,7 @@ def test_traced_plans_are_those_of_the_agent_and_read_weights_that_change(uncomp
     check_same(agent, 4, 2)
     before = act_repeatedly(agent, 1, 2)[0].actions
     for changed in (agent, eager):
-        changed.world_model.level(0).dynamics.hidden_layer.weight.mul_(0.5)
+        changed.world_model.dynamics.hidden_layer.weight.mul_(0.5)
     after = act_repeatedly(agent, 1, 2)[0].actions
     assert (after - before).abs().max() > 1e-3
     torch.testing.assert_close(after, act_repeatedly(eager, 1, 2)[0].actions, rtol=0, atol=1e-4)

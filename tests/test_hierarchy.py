@@ -457,18 +457,19 @@ def test_a_landmark_is_chosen_once(mazes):
 @torch.no_grad()
 def test_setbacks_are_imagined_by_the_world_model(mazes):
     agent, landmark_run = surveyed(small(recipes.recipe("windy-rooms")))
-    graph, distance, level = (
+    graph, distance, model = (
         agent.subgoals,
         agent.cost.goal_critic.distance,
-        agent.world_model.level(0),
+        agent.world_model,
     )
-    for learnt in (*level.parameters(), level.latent.memory_bank):
+    learnt_parts = (*model.dynamics.parameters(), *model.latent.parameters())
+    for learnt in (*learnt_parts, model.latent.memory_bank):
         learnt.normal_(0, 0.1)
     landmark_run.finish()
     count = graph.config.num_outcomes
     for i, position in enumerate(landmark_run.chosen):
         state, action = landmark_run.states[position], landmark_run.actions[position]
-        ahead = level.step(
+        ahead = model.step(
             state.expand(count, -1), action.expand(count, -1), landmark_run.noise[:, 0]
         ).state
         back = distance(ahead, state)

@@ -125,10 +125,10 @@ def test_a_macro_action_encodes_a_chunk_of_actions():
     macros = level.encode_actions(actions)
     assert macros.shape == (200, 3, 2)
     assert macros.abs().max() <= 1
-    ahead = level.world_model.level(0).unroll(states[:, 0], macros)
+    ahead = level.world_model.unroll(states[:, 0], macros)
     error = (ahead - states[:, ::STRIDE]).norm(dim=-1)[:, 1:].mean()
     assert error < 0.3 * STRIDE * STEP
-    other = level.world_model.level(0).unroll(states[:, 0], macros.roll(1, 0))
+    other = level.world_model.unroll(states[:, 0], macros.roll(1, 0))
     assert (other - states[:, ::STRIDE]).norm(dim=-1)[:, 1:].mean() > 3 * error
 
 
@@ -347,9 +347,7 @@ def test_the_latent_variable_leaves_to_macro_actions_what_they_determine():
         states, actions = windy(random)
         macros = level.encode_actions(actions)[:, 0]
         missed = [
-            (level.world_model.level(0).step(states[:, 0], output).state - states[:, STRIDE])
-            .square()
-            .sum()
+            (level.world_model.step(states[:, 0], output).state - states[:, STRIDE]).square().sum()
             for output in (macros, macros.roll(1, 0))
         ]
         return float(((missed[1] - missed[0]) / missed[1]).detach())
@@ -423,9 +421,7 @@ def test_a_trained_level_is_used_by_those_below_it():
     stage = config.stages["train_hierarchy"]
     assert isinstance(stage, TrainHierarchy)
     stage_run = stage.start(agent, config.env, 0)
-    nn.init.normal_(
-        agent.subgoals.level_planners[1].level.world_model.level(0).dynamics.delta_head.weight
-    )
+    nn.init.normal_(agent.subgoals.level_planners[1].level.world_model.dynamics.delta_head.weight)
     terms = stage_run.loss(torch.Generator().manual_seed(0))
     assert {"prediction 1", "prediction 2", "push 2", "action_prior_nll 1"} <= set(terms)
     terms["prediction 2"].backward()

@@ -16,7 +16,7 @@ from ami_agent.config import build
 from ami_agent.training.jepa import unroll_loss
 from modules.types import Trajectory
 from modules.world_model.dynamics import MLPDynamicsConfig
-from modules.world_model.jepa import DynamicsLevel, NoEnsemble, NoInteroception, WorldModel
+from modules.world_model.jepa import NoEnsemble, NoInteroception, WorldModel
 from modules.world_model.latents import (
     CategoricalLatentConfig,
     GaussianLatentConfig,
@@ -45,7 +45,7 @@ def made(kind: str) -> WorldModel:
     if isinstance(latent, SparseLatent):
         nn.init.normal_(latent.memory_bank)
     dynamics = MLPDynamicsConfig(hidden=32).build((1, 1, 1), 1, latent.size)
-    return WorldModel([DynamicsLevel(dynamics, latent)], NoInteroception(), NoEnsemble(), 1)
+    return WorldModel(dynamics, latent, NoInteroception(), NoEnsemble(), 1)
 
 
 def collect_data(count: int, random: torch.Generator) -> Trajectory:
@@ -73,7 +73,7 @@ def trained_agent(kind: str, information: float = 0.03) -> WorldModel:
 
 def thrown(model: WorldModel, count: int = 512) -> Tensor:
     """How far gusts throw an agent at rest, in so many futures."""
-    chance = torch.rand(count, 1, model.level(0).latent.noise_dim, generator=torch.Generator())
+    chance = torch.rand(count, 1, model.latent.noise_dim, generator=torch.Generator())
     futures = model.imagine(torch.zeros(1, 1), torch.zeros(1, 1, 1, 1), chance)
     return futures.states[0, :, 1, 0]
 
@@ -109,9 +109,9 @@ def test_the_latent_variable_explains_outcomes_and_less_at_a_higher_price(kind):
 def test_categories_are_distinguished_by_their_outcomes():
     model = trained_agent("discrete")
     walk = collect_data(500, torch.Generator())
-    states, latent = walk.states, model.level(0).latent
+    states, latent = walk.states, model.latent
     found = latent.posterior(
-        states[:, :-1], walk.actions, states[:, 1:], torch.rand(500, 3, 1), model.level(0).dynamics
+        states[:, :-1], walk.actions, states[:, 1:], torch.rand(500, 3, 1), model.dynamics
     )
     case = found.action_latent[..., 1:].argmax(-1)
     gust = (states[:, 1:] - states[:, :-1] - 0.5 * walk.actions)[..., 0] > 1
@@ -137,12 +137,12 @@ def test_the_posterior_passes_no_gradient_to_the_states(kind):
 @EVERY
 def test_the_same_noise_gives_the_same_future_and_the_mode_needs_none(kind):
     model = made(kind)
-    nn.init.normal_(model.level(0).dynamics.delta_head.weight)
+    nn.init.normal_(model.dynamics.delta_head.weight)
     state, actions = torch.randn(3, 1), torch.randn(3, 2, 4, 1)
-    chance = torch.rand(5, 4, model.level(0).latent.noise_dim)
+    chance = torch.rand(5, 4, model.latent.noise_dim)
     one, two = (model.imagine(state, actions, chance) for _ in range(2))
     assert one.states.shape == (3, 10, 5, 1)
-    assert one.latents.shape == (3, 10, 4, model.level(0).latent.size)
+    assert one.latents.shape == (3, 10, 4, model.latent.size)
     assert torch.equal(one.states, two.states)
     assert torch.equal(one.actions, actions.repeat_interleave(5, 1))
     assert len(one.states[0, :5, -1].unique()) > 1
@@ -154,9 +154,9 @@ def test_the_same_noise_gives_the_same_future_and_the_mode_needs_none(kind):
 @EVERY
 def test_a_closed_loop_policy_acts_in_every_sampled_future(kind):
     model = made(kind)
-    nn.init.normal_(model.level(0).dynamics.delta_head.weight)
+    nn.init.normal_(model.dynamics.delta_head.weight)
     state, others = torch.randn(3, 1), torch.randn(3, 2, 4, 1)
-    chance = torch.rand(5, 4, model.level(0).latent.noise_dim)
+    chance = torch.rand(5, 4, model.latent.noise_dim)
     found = model.imagine_policy(state, lambda states: -states, others, chance)
     assert found.states.shape == (3, 15, 5, 1)
     assert torch.equal(found.actions[:, :5], -found.states[:, :5, :-1])
@@ -202,6 +202,6 @@ def test_any_recipe_may_have_a_latent_variable(kind):
     env.close()
     plain = ablation.without(config, "latent")
     assert plain.world_model.latent is None
-    assert agent.world_model.level(0).latent.size > 0
+    assert agent.world_model.latent.size > 0
     (output,) = agent.world_model.imagine(torch.zeros(1, 32), torch.zeros(1, 1, 2, 2)).latents
-    assert output.shape == (1, 2, agent.world_model.level(0).latent.size)
+    assert output.shape == (1, 2, agent.world_model.latent.size)

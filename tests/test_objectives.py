@@ -17,7 +17,6 @@ from modules.memory.short_term import ShortTermMemory
 from modules.perception.target_encoder import StopGradientTargetConfig
 from modules.types import Trajectory
 from modules.world_model.jepa import (
-    DynamicsLevel,
     Ensemble,
     InteroceptionHead,
     NoEnsemble,
@@ -118,7 +117,8 @@ def model(
     doubt: Ensemble | NoEnsemble | None = None,
 ) -> WorldModel:
     return WorldModel(
-        [DynamicsLevel(Line(scale), Latent())],
+        Line(scale),
+        Latent(),
         feeling or NoInteroception(),
         doubt or NoEnsemble(),
         1,

@@ -212,11 +212,11 @@ def test_what_a_subclass_computes_itself_is_not_taken_from_its_parent():
     assert GoalCritic(plain).by_hand(goal) is not None
     assert GoalCritic(far).by_hand(goal) is None
     model, state = world_model().requires_grad_(False), normal(1, size)
-    own = HalfEffect([model.level(0)], model.interoception_head, model.ensemble, 3)
+    own = HalfEffect(model.dynamics, model.latent, model.interoception_head, model.ensemble, 3)
     assert own_method(model, "imagine_by_hand") is not None
     assert own_method(own, "imagine_by_hand") is None
     still = randomized(Still(nn.Linear(size, 6), 6, size, 3, 0)).requires_grad_(False)
-    model.level(0).dynamics = still
+    model.dynamics = still
     actions = normal(1, 2, HORIZON, 3)
     imagined = model.imagine(state, actions).states
     torch.testing.assert_close(imagined, state[:, None, None].expand_as(imagined))
@@ -248,11 +248,11 @@ def test_an_action_space_of_the_users_own_is_differentiated_as_it_squashes():
 def test_weights_that_change_or_learn_are_noticed():
     model, state, actions = world_model(), normal(2, 5), normal(2, 3, HORIZON, 3)
     states = model.imagine(state, actions).states
-    (gradient, *_) = torch.autograd.grad(states.sum(), model.level(0).dynamics.hidden_layer.weight)
+    (gradient, *_) = torch.autograd.grad(states.sum(), model.dynamics.hidden_layer.weight)
     assert gradient.abs().sum() > 0
     model.requires_grad_(False)
     torch.testing.assert_close(model.imagine(state, actions).states, states.detach())
-    model.level(0).dynamics.hidden_layer.weight.mul_(2)
+    model.dynamics.hidden_layer.weight.mul_(2)
     found = model.imagine(state, actions).states
     model.requires_grad_()
     torch.testing.assert_close(found, model.imagine(state, actions).states.detach())

@@ -387,8 +387,8 @@ def test_a_level_predicts_the_outcome_of_its_own_macro_actions():
     state, actions = uniform(7, 4), uniform(7, 14, 2, seed=1)
     one, two = levels.levels
     macros = one.encode_actions(actions[:, :12])
-    assert torch.equal(low.predict(state, actions), one.world_model.level(0).unroll(state, macros))
-    beyond = two.world_model.level(0).unroll(state, two.encode_actions(macros))
+    assert torch.equal(low.predict(state, actions), one.world_model.unroll(state, macros))
+    beyond = two.world_model.unroll(state, two.encode_actions(macros))
     assert torch.equal(high.predict(state, actions), beyond)
 
 

@@ -151,7 +151,7 @@ def model(latent=None) -> WorldModel:
         ensemble=EnsembleConfig(members=2, hidden=4), **({"latent": latent} if latent else {}),
     )  # fmt: skip
     built = config.build((D, 1, 1), A, 1)
-    nn.init.normal_(built.level(0).dynamics.delta_head.weight)
+    nn.init.normal_(built.dynamics.delta_head.weight)
     return built
 
 
@@ -216,7 +216,7 @@ def test_latents_after_an_end_are_not_stored_in_the_memory_bank():
     kept = []
     for size in (0.0, 50.0):
         unroll_loss(world_model, garbage(padded(), size), make_rng())
-        kept.append(world_model.level(0).latent.memory_bank.clone())
+        kept.append(world_model.latent.memory_bank.clone())
     assert torch.equal(*kept)
 
 

@@ -97,7 +97,7 @@ def test_imagining_many_steps_is_stepping_many_times(dynamics):
     imagined = model.imagine(state, actions).states
     torch.testing.assert_close(imagined[:, 0, 0], state)
     for step in range(5):
-        state = model.level(0).dynamics(state, actions[:, 0, step])
+        state = model.dynamics(state, actions[:, 0, step])
         torch.testing.assert_close(imagined[:, 0, step + 1], state)
 
 
@@ -148,7 +148,7 @@ def test_an_untrained_residual_model_predicts_no_change(dynamics):
 
 def reached_from(row: int, column: int) -> Tensor:
     """Which places `[7, 7]` of the next state a change in one place of the state alters."""
-    dynamics = world_model("map", (2, 7, 7)).level(0).dynamics
+    dynamics = world_model("map", (2, 7, 7)).dynamics
     state, action = normal(1, 2, 7, 7), normal(1, 2)
     other = state.clone()
     other[..., row, column] += 1
@@ -162,7 +162,7 @@ def test_on_a_map_a_change_reaches_its_neighbourhood_in_one_step_and_no_further(
 
 
 def test_on_a_map_the_dynamics_are_the_same_in_every_place():
-    dynamics = world_model("map", (2, 9, 9)).level(0).dynamics
+    dynamics = world_model("map", (2, 9, 9)).dynamics
     state, action = torch.zeros(1, 2, 9, 9), normal(1, 2)
     state[..., 3:5, 3:5] = normal(1, 2, 2, 2)
     after, elsewhere = (
@@ -185,7 +185,7 @@ def test_any_encoder_goes_with_any_dynamics(encoder, dynamics):
     assert rollout.interoception.shape == (3, 2, 4, NUM_SIGNALS)
     uncertainty = model.ensemble.disagreement(future[:, :, :-1], actions)
     assert uncertainty.shape == (3, 2, 4)
-    guessed = model.level(0).dynamics.inverse(future[:, :, :-1], future[:, :, 1:])
+    guessed = model.dynamics.inverse(future[:, :, :-1], future[:, :, 1:])
     assert guessed.shape == (3, 2, 4, 2)
     parts = (future, guessed, rollout.interoception, uncertainty)
     torch.stack([part.square().sum() for part in parts]).sum().backward()
@@ -195,7 +195,7 @@ def test_any_encoder_goes_with_any_dynamics(encoder, dynamics):
 
 @any_dynamics
 def test_the_inverse_head_reads_the_action_of_each_pair_of_states(dynamics):
-    inverse = world_model(dynamics).level(0).dynamics.inverse
+    inverse = world_model(dynamics).dynamics.inverse
     now, after = normal(2, 3, 18, seed=1), normal(2, 3, 18, seed=2)
     torch.testing.assert_close(inverse(now, after)[1, 2], inverse(now[1:, 2], after[1:, 2])[0])
 

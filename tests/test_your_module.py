@@ -26,7 +26,7 @@ from modules.actor.auto_mode import AdaptiveActorConfig
 from modules.configurator import TaskSpec
 from modules.types import ConfigError
 from modules.world_model.dynamics import MLPDynamics, MLPDynamicsConfig
-from modules.world_model.jepa import DynamicsLevel
+from modules.world_model.jepa import NoEnsemble, NoInteroception, WorldModel
 from modules.world_model.latents import Latent
 from tests.conftest import error_line
 
@@ -492,5 +492,6 @@ def test_the_forward_of_a_subclass_of_the_dynamics_is_the_one_that_is_unrolled()
     still = Still(plain.input_layer, 4, 3, 2, 0)
     torch.nn.init.normal_(still.delta_head.weight)
     state = torch.randn(2, 3)
-    states = DynamicsLevel(still, Latent()).unroll(state, torch.ones(2, 4, 2))
+    model = WorldModel(still, Latent(), NoInteroception(), NoEnsemble(), 2)
+    states = model.unroll(state, torch.ones(2, 4, 2))
     assert torch.equal(states, state[:, None].expand(-1, 5, -1))

@@ -10,7 +10,7 @@ from torch import Tensor
 from ami_agent.agent import Agent
 from modules.memory.replay_buffer import Parts, ReplayBuffer
 from modules.types import Trajectory
-from modules.world_model.jepa import DynamicsLevel
+from modules.world_model.jepa import WorldModel
 
 FAST_STEP = 0.95
 """The quantile of motion that counts as a fast step."""
@@ -44,7 +44,7 @@ class ChanceDetector:
     likely prediction by more than `threshold` `[D]` in some dimension. A wrong prediction at a
     wall is off by less than a step; a gust or a jump is not."""
 
-    level: DynamicsLevel
+    world_model: WorldModel
     threshold: Tensor
 
     @classmethod
@@ -52,15 +52,15 @@ class ChanceDetector:
     def fit(cls, agent: Agent, buffer: ReplayBuffer) -> ChanceDetector:
         """The detector for a buffer of states; the threshold depends on the agent's own motion
         alone, as its world model predicts it."""
-        level, generator = agent.world_model.level(0), torch.Generator().manual_seed(0)
+        model, generator = agent.world_model, torch.Generator().manual_seed(0)
         parts = Parts(interoception=False)
-        state, next_state = _predict(level, buffer.sample(NUM_SAMPLES, 1, generator, parts=parts))
-        return cls(level, chance_threshold(next_state - state))
+        state, next_state = _predict(model, buffer.sample(NUM_SAMPLES, 1, generator, parts=parts))
+        return cls(model, chance_threshold(next_state - state))
 
     @torch.no_grad()
     def __call__(self, steps: Trajectory) -> Tensor:
         """Windows of one step, states `[N, 2, D]` -> which are chance, `[N]` bool."""
-        _, predicted = _predict(self.level, steps)
+        _, predicted = _predict(self.world_model, steps)
         return ((steps.states[:, 1] - predicted).abs() > self.threshold).any(-1)
 
 
@@ -77,7 +77,7 @@ def split_at_chance(agent: Agent, buffer: ReplayBuffer) -> tuple[ReplayBuffer, T
     return buffer.split_episodes(split_at), torch.cat(events)
 
 
-def _predict(level: DynamicsLevel, steps: Trajectory) -> tuple[Tensor, Tensor]:
+def _predict(model: WorldModel, steps: Trajectory) -> tuple[Tensor, Tensor]:
     """States before the steps, and the most likely states after them, `[N, D]` each."""
     state = steps.states[:, 0]
-    return state, level.step(state, steps.actions[:, 0].to(state)).state
+    return state, model.step(state, steps.actions[:, 0].to(state)).state

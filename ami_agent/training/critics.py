@@ -226,7 +226,7 @@ class PathRegressionRun(SGDStageRun):
         features = agent.perception(obs, agent.configurator.default_modality_weights)
         states = unroll_memory(agent.short_term_memory, features[None])[0]
         actions = trajectory.actions[0, : num_nodes - 1].to(states)
-        imagined_states = agent.world_model.level(0).step(states[:-1], actions).state
+        imagined_states = agent.world_model.step(states[:-1], actions).state
         steps = shortest_paths(edge_costs(self.critic, states, self.stage.edge_length)).half()
         return states, torch.cat([states[:1], imagined_states]), steps
 

@@ -68,7 +68,7 @@ def hjepa_level_loss(
     valid = valid_macro_steps(valid, level.num_steps)
     level_states = level.state_encoder(states[:, :: level.num_steps])
     macro_actions = level.encode_actions(actions)
-    model = level.world_model.level(0)
+    model = level.world_model
     noise_shape = (*macro_actions.shape[:2], model.latent.noise_dim)
     noise = torch.rand(noise_shape, generator=generator).to(level_states)
     valid_steps, valid_states = ValidSteps(valid), ValidSteps(states_from_steps(valid))
@@ -261,7 +261,7 @@ class LandmarkSelector(StageRun):
                 self.recorded = RecordedChance(events[:, 0], events[:, 1], visited, num_steps)
             self.windows = buffer.sample(stage.num_windows, stage.length, generator).states
             self.embeddings = self.distance.embed(self.states)
-        noise_dim = self.model.level(0).latent.noise_dim
+        noise_dim = self.model.latent.noise_dim
         self.noise = latin_hypercube(
             graph.config.num_outcomes if noise_dim else 1, 1, noise_dim, generator
         )

@@ -106,7 +106,7 @@ class JEPALoss:
         valid = states_from_steps(trajectory.valid)
         valid_states, valid_steps = ValidSteps(valid), ValidSteps(trajectory.valid)
         valid_pairs = ValidSteps(None if trajectory.valid is None else trajectory.valid[:, 1:])
-        inverse: Any = self.model.level(0).dynamics.inverse
+        inverse: Any = self.model.dynamics.inverse
         inferred_actions, centered_features = actions, states
         if "inverse_dynamics" not in self.left_out:
             inferred_actions = inverse(valid_steps(states[:, :-1]), valid_steps(states[:, 1:]))
@@ -157,22 +157,22 @@ def _unroll_terms(
     ensemble's one-step predictions, and the last state of every window as predicted and as encoded,
     `[N, D]`."""
     states, actions, valid = trajectory.states, trajectory.actions, trajectory.valid
-    length, level = actions.shape[1] - context_steps, model.level(0)
+    length = actions.shape[1] - context_steps
     interoception = model.interoception_head.subtract_offset(trajectory.interoception)
-    noise_shape = (*actions.shape[:2], level.latent.noise_dim)
+    noise_shape = (*actions.shape[:2], model.latent.noise_dim)
     noise = torch.rand(noise_shape, generator=generator).to(states)
     valid_steps = ValidSteps(valid)
     states_before, states_after = valid_steps(states[:, :-1]), targets[:, 1:]
-    posterior = level.latent.posterior(
+    posterior = model.latent.posterior(
         states_before, valid_steps(actions), valid_steps(states_after), valid_steps(noise),
-        level.dynamics,
+        model.dynamics,
     )  # fmt: skip
     action_latents = valid_steps.scatter(posterior.action_latent)  # [B, T, A + Z]
     window_actions, window_targets, window_signals = (
         part.unfold(1, length, 1).movedim(-1, 2).flatten(0, 1)
         for part in (action_latents, states_after, interoception)
     )  # [B * (context_steps + 1), length, ..]
-    predicted = split(level.unroll, states[:, : context_steps + 1].flatten(0, 1), window_actions)
+    predicted = split(model.unroll, states[:, : context_steps + 1].flatten(0, 1), window_actions)
     window_valid = None if valid is None else valid.unfold(1, length, 1).flatten(0, 1)
     valid_of_window, last_of_window = ValidSteps(window_valid), last_valid(window_valid)
     current, following = states_before.detach(), valid_steps(states_after).detach()

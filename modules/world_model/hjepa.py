@@ -168,7 +168,7 @@ class LevelPlanner:
             self.cost_terms,
             BoxActions(),
             level.macro_dim,
-            config.scenarios.build(world_model.level(0).latent.noise_dim),
+            config.scenarios.build(world_model.latent.noise_dim),
         )
         self.planner = config.planner.build(self.evaluator, self.propose)
 
@@ -203,7 +203,7 @@ class LevelPlanner:
             noise = torch.randn(count, self.level.macro_dim, generator=rng).to(current)
             noise = noise.repeat(len(state), 1)  # the same in each environment, for any number B
             macro_actions.append((prior.mean + prior.scale * noise).clamp(-1, 1))
-            current = self.level.world_model.level(0).step(current, macro_actions[-1]).state
+            current = self.level.world_model.step(current, macro_actions[-1]).state
         return torch.stack(macro_actions, 1).unflatten(0, (len(state), count))
 
 

@@ -36,35 +36,6 @@ from modules.world_model.latents import (
 )
 
 
-class DynamicsLevel(nn.Module):
-    """One time scale: a dynamics model and its latent variable."""
-
-    def __init__(self, dynamics: nn.Module, latent: Latent) -> None:
-        super().__init__()
-        self.dynamics, self.latent = dynamics, latent
-
-    def unroll(self, state: Tensor, action_latents: Tensor) -> Tensor:
-        """`[N, D]`, `[N, H, A + Z]` -> `[N, H + 1, D]`: H steps, one after the other."""
-        unroll_at_once = own_method(self.dynamics, "unroll_at_once")
-        if unroll_at_once is not None:
-            return torch.stack(unroll_at_once(state, action_latents), 1)
-        states = [state]
-        for action_latent in action_latents.unbind(1):
-            states.append(self.dynamics(states[-1], action_latent))
-        return torch.stack(states, 1)
-
-    def step(self, state: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
-        """`[N, D]`, `[N, A]` -> the most likely next state, or the one that `noise` `[N, U]`
-        samples."""
-        if not self.latent.size:
-            action_latent = action
-        elif noise is None:
-            action_latent = self.latent.mode(state, action)
-        else:
-            action_latent = self.latent.sample(state, action, noise)
-        return Step(self.dynamics(state, action_latent), action_latent)
-
-
 class Step(NamedTuple):
     state: Tensor  # [N, D]
     action_latent: Tensor  # [N, A + Z]
@@ -177,7 +148,8 @@ class WorldModelConfig:
         latent = Latent() if self.latent is None else self.latent.build(prod(shape), action_dim)
         dynamics = self.dynamics.build(shape, action_dim, latent.size)
         return WorldModel(
-            [DynamicsLevel(dynamics, latent)],
+            dynamics,
+            latent,
             NoInteroception() if head is None else head.build(shape, channels, action_dim),
             NoEnsemble() if ensemble is None else ensemble.build(shape, action_dim),
             action_dim,
@@ -185,37 +157,53 @@ class WorldModelConfig:
 
 
 class WorldModel(nn.Module):
-    """The dynamics, the head that predicts interoceptive signals, and the ensemble that estimates
-    the uncertainty of predictions."""
+    """The dynamics and their latent variable, the head that predicts interoceptive signals, and the
+    ensemble that estimates the uncertainty of predictions."""
 
     def __init__(
         self,
-        levels: list[DynamicsLevel],
+        dynamics: nn.Module,
+        latent: Latent,
         interoception_head: InteroceptionHead | NoInteroception,
         ensemble: Ensemble | NoEnsemble,
         action_dim: int,
     ) -> None:
         super().__init__()
         self.action_dim = action_dim
-        self.levels = nn.ModuleList(levels)
+        self.dynamics, self.latent = dynamics, latent
         self.interoception_head, self.ensemble = interoception_head, ensemble
 
-    def level(self, index: int) -> DynamicsLevel:
-        level = self.levels[index]
-        assert isinstance(level, DynamicsLevel)
-        return level
+    def step(self, state: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
+        """`[N, D]`, `[N, A]` -> the most likely next state, or the one that `noise` `[N, U]`
+        samples."""
+        if not self.latent.size:
+            action_latent = action
+        elif noise is None:
+            action_latent = self.latent.mode(state, action)
+        else:
+            action_latent = self.latent.sample(state, action, noise)
+        return Step(self.dynamics(state, action_latent), action_latent)
+
+    def unroll(self, state: Tensor, action_latents: Tensor) -> Tensor:
+        """`[N, D]`, `[N, H, A + Z]` -> `[N, H + 1, D]`: H steps, one after the other."""
+        unroll_at_once = own_method(self.dynamics, "unroll_at_once")
+        if unroll_at_once is not None:
+            return torch.stack(unroll_at_once(state, action_latents), 1)
+        states = [state]
+        for action_latent in action_latents.unbind(1):
+            states.append(self.dynamics(states[-1], action_latent))
+        return torch.stack(states, 1)
 
     def imagine(self, state: Tensor, actions: Tensor, noise: Tensor | None = None) -> Rollout:
         """`[B, D]`, `[B, P, H, A]` -> P futures, the most likely of each candidate; or, with noise
         `[K, H, U]`, P * K sampled futures, K of each candidate one after the other."""
-        level = self.level(0)
-        if level.latent.size or noise is not None:
+        if self.latent.size or noise is not None:
             return self._rollout(state, actions, noise, lambda states, actions: actions)
-        states = differentiable_unroll(level.dynamics, state, actions)
+        states = differentiable_unroll(self.dynamics, state, actions)
         if states is None:
             shape = actions.shape[:2]
             start = state[:, None].expand(-1, shape[1], -1).flatten(0, 1)
-            states = level.unroll(start, actions.flatten(0, 1)).unflatten(0, shape)
+            states = self.unroll(start, actions.flatten(0, 1)).unflatten(0, shape)
         return self._with_interoception(
             states, actions, no_numbers(actions, *actions.shape[:-1], 0)
         )
@@ -223,10 +211,9 @@ class WorldModel(nn.Module):
     def imagine_by_hand(self) -> ImagineByHand | None:
         """`imagine`, faster (`modules/by_hand`), for weights as they are now. None for dynamics
         with latent variables, weights that take a gradient, and predicted interoceptive signals."""
-        level = self.level(0)
-        if level.latent.size or not isinstance(self.interoception_head, NoInteroception):
+        if self.latent.size or not isinstance(self.interoception_head, NoInteroception):
             return None
-        unroll = unroll_of(level.dynamics)
+        unroll = unroll_of(self.dynamics)
         if unroll is None:
             return None
 
@@ -243,7 +230,7 @@ class WorldModel(nn.Module):
     ) -> Rollout:
         """`[B, D]`, candidates `[B, P, H, A]` -> 1 + P futures, K of each with noise; the first
         follows the closed-loop policy."""
-        if noise is None and not self.level(0).latent.size and not torch.is_grad_enabled():
+        if noise is None and not self.latent.size and not torch.is_grad_enabled():
             rollout = self._follow(state, policy, candidates)
             if rollout is not None:
                 return rollout
@@ -259,7 +246,7 @@ class WorldModel(nn.Module):
 
     def _follow(self, state: Tensor, policy: PolicyFn, candidates: Tensor) -> Rollout | None:
         """`imagine_policy` in fewer operations; None where the dynamics have none such."""
-        unroll, (batch, num_given, *rest) = unroll_of(self.level(0).dynamics), candidates.shape
+        unroll, (batch, num_given, *rest) = unroll_of(self.dynamics), candidates.shape
         shape = torch.Size((batch, 1 + num_given, *rest))
         if not isinstance(unroll, MLPUnroll) or not shape.numel():
             return None
@@ -285,7 +272,7 @@ class WorldModel(nn.Module):
     ) -> Rollout:
         """Futures of P given action sequences and of `num_extra` others; `select_actions` maps the
         states of a step and the given actions to all actions of that step."""
-        level, count = self.level(0), actions.shape[1] + num_extra
+        count = actions.shape[1] + num_extra
         if noise is not None:
             if noise.shape[1] < actions.shape[2]:
                 raise ValueError(
@@ -301,7 +288,7 @@ class WorldModel(nn.Module):
         states, action_latents = [state[:, None].expand(-1, count, -1)], []
         for given_actions, step_noise in zip(actions.unbind(2), noise_steps, strict=False):
             action = select_actions(states[-1], given_actions)
-            next_step = level.step(states[-1].flatten(0, 1), action.flatten(0, 1), step_noise)
+            next_step = self.step(states[-1].flatten(0, 1), action.flatten(0, 1), step_noise)
             states.append(next_step.state.unflatten(0, shape))
             action_latents.append(next_step.action_latent.unflatten(0, shape))
         path, action_latent = torch.stack(states, 2), torch.stack(action_latents, 2)
