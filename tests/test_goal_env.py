@@ -30,10 +30,13 @@ class Plane(gymnasium.Env):
 
     action_space = Box(-1, 1, (2,), np.float32)
 
-    def __init__(self) -> None:
+    def __init__(self, age_name: str = "observation") -> None:
         place = Box(-2, 2, (2,), np.float32)
         age = Box(0, 100, (1,), np.float32)
-        self.observation_space = Dict(achieved_goal=place, desired_goal=place, observation=age)
+        self.age_name = age_name
+        self.observation_space = Dict(
+            {"achieved_goal": place, "desired_goal": place, age_name: age}
+        )
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -47,7 +50,7 @@ class Plane(gymnasium.Env):
 
     def _observe(self):
         place, goal, age = (np.array(x, np.float32) for x in (self.place, self.goal, [self.age]))
-        return {"achieved_goal": place, "desired_goal": goal, "observation": age}
+        return {"achieved_goal": place, "desired_goal": goal, self.age_name: age}
 
 
 if ENV not in gymnasium.registry:
@@ -76,19 +79,21 @@ def test_the_desired_goal_is_named_at_every_reset_and_never_observed(mode):
         assert not torch.equal(new["achieved_goal"], goal["achieved_goal"])
 
 
-def test_goals_are_compared_in_the_part_that_they_are_about():
-    config = goals(EnvConfig(id=ENV))
+@pytest.mark.parametrize("age_name", ["observation", "a_clock"])
+def test_goals_are_compared_in_the_part_that_they_are_about(age_name):
+    """Also where the name of another part comes before."""
+    config = goals(EnvConfig(id=ENV, options={"age_name": age_name}))
     assert config.env.goal_from_obs
     assert config.eval_env.goal_from_obs
     with closing(config.env.build(1)) as adapter:
         agent = build(small(config), adapter.spec)
     place = torch.rand(4, 2)
-    state = agent.encode({"achieved_goal": place, "observation": torch.zeros(4, 1)})
-    older = agent.encode({"achieved_goal": place, "observation": torch.full((4, 1), 50.0)})
+    state = agent.encode({"achieved_goal": place, age_name: torch.zeros(4, 1)})
+    older = agent.encode({"achieved_goal": place, age_name: torch.full((4, 1), 50.0)})
     assert not torch.equal(state, older)
     distance = agent.cost.goal_critic.distance
     assert torch.equal(distance.embed(state), distance.embed(older))
-    other = agent.encode({"achieved_goal": place + 1, "observation": torch.zeros(4, 1)})
+    other = agent.encode({"achieved_goal": place + 1, age_name: torch.zeros(4, 1)})
     assert (distance(state, other) > 0).all()
     no_task = torch.zeros(4, 0)
     assert torch.equal(agent.policy(state, state, no_task), agent.policy(state, older, no_task))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import gymnasium
@@ -26,9 +27,10 @@ def goal_size(space: spaces.Space) -> int:
 
 
 class GoalInInfo(gymnasium.Wrapper):
-    """Takes the desired goal out of the observations: what an agent plans to reach is no part of
-    what it perceives. `info["goal"]` of a reset is an observation that has achieved the goal; its
-    other parts are those of the first observation, for the goal says nothing of them."""
+    """Takes the desired goal out of the observations, of which what was achieved is the first part:
+    what an agent plans to reach is no part of what it perceives. `info["goal"]` of a reset is an
+    observation that has achieved the goal; its other parts are those of the first observation, for
+    the goal says nothing of them."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
@@ -39,8 +41,10 @@ class GoalInInfo(gymnasium.Wrapper):
                 f"with {ACHIEVED_GOAL!r} and {DESIRED_GOAL!r}, two vectors of one size"
             )
         assert isinstance(space, spaces.Dict)
+        others = [(n, part) for n, part in space.items() if n not in (ACHIEVED_GOAL, DESIRED_GOAL)]
+        # an OrderedDict keeps its order: what a goal is about comes first in the agent's state
         self.observation_space = spaces.Dict(
-            {name: part for name, part in space.items() if name != DESIRED_GOAL}
+            OrderedDict([(ACHIEVED_GOAL, space[ACHIEVED_GOAL]), *others])
         )
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
