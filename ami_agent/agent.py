@@ -126,10 +126,21 @@ class Agent(nn.Module):
     def _index_of(self, task: Task) -> int | None:
         """The index of the agent's task with the same costs, which decide the scale of the energy,
         if possible with the same horizon and level of risk; None if there is none."""
-        known = [spec.to_task(None, task.mode) for spec in self.tasks.values()]
-        alike = [index for index, other in enumerate(known) if _costs(other) == _costs(task)]
-        equal = [index for index in alike if known[index] == replace(task, goal=None)]
+        no_goal = [spec.to_task(None, task.mode) for spec in self.tasks.values()]
+        any_goal = torch.zeros(1)
+        known = [
+            spec.to_task(None if spec.goal_source == "none" else any_goal, task.mode)
+            for spec in self.tasks.values()
+        ]
+        costs = self._costs(task)
+        alike = [index for index, other in enumerate(known) if self._costs(other) == costs]
+        equal = [index for index in alike if no_goal[index] == replace(task, goal=None)]
         return next(iter([*equal, *alike]), None)
+
+    def _costs(self, task: Task) -> tuple[Mapping[str, float], ...]:
+        """What decides the energy of a task: weights that are not 0, limits, modality weights."""
+        weights = {n: w for n, w in self.configurator.cost_weights(task).items() if w}
+        return weights, task.limits, self.configurator.modality_weights(task)
 
     def task_spec(self, task: str) -> TaskSpec:
         """The task of that name; the first one if the name is empty."""
@@ -183,10 +194,6 @@ class Agent(nn.Module):
     def remember(self, transition: Transition) -> None:
         """Adds a step to the replay buffer."""
         self.replay_buffer.add(transition)
-
-
-def _costs(task: Task) -> tuple[Mapping[str, float], ...]:
-    return task.drives, task.weights, task.limits, task.modality_weights
 
 
 class EpisodeState(NamedTuple):

@@ -335,6 +335,7 @@ def _build(
         require_attributes("perception", perception, "shape")
         shape, action_dim = perception.shape, spec.action_dim
         check_goal_dims(config.configurator.goal_dims, shape)
+        _check_goal_numbers(config)
         short_term_memory = component("memory.short_term", shape)
         if short_term_memory is None:
             short_term_memory = ShortTermMemory()
@@ -413,6 +414,27 @@ def _build(
         evaluator=evaluator,
         tasks=config.tasks,
     )  # fmt: skip
+
+
+def _check_goal_numbers(config: Config) -> None:
+    """Raises ConfigError where a goal is about the first numbers of a state, and these are not the
+    observed ones or something compares whole states."""
+    if not config.configurator.goal_dims:
+        return
+    subgoals = config.actor.subgoals
+    found = {
+        "perception.vector_dim must be 0": getattr(config.perception, "vector_dim", 0) != 0,
+        "memory.short_term must be None": config.memory.short_term is not None,
+        "actor.subgoals.stochastic_edges must be False": getattr(
+            subgoals, "stochastic_edges", False
+        ),
+    }
+    for needed, is_wrong in found.items():
+        if is_wrong:
+            raise ConfigError(
+                "configurator.goal_dims is not 0, so goals are compared in the first numbers of a "
+                f"state, which must be observed ones: {needed}"
+            )
 
 
 def check_tasks(agent: Agent) -> None:

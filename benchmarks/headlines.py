@@ -207,8 +207,7 @@ def point_mazes(study: Study) -> Figures:
 def over_mazes(mazes: Sequence[Mapping[str, Any]], mode: str) -> Figure:
     """Success of each seed's agents over all mazes, which have equally many episodes. `mazes`: of
     each the results by seed."""
-    by_seed = zip(*([run[mode] for run in maze.values()] for maze in mazes), strict=True)
-    results = [list(of_seed) for of_seed in by_seed]
+    results = [[maze[seed][mode] for maze in mazes] for seed in mazes[0]]
     means = [100 * fmean(r["success"]["mean"] for r in of_seed) for of_seed in results]
     return Figure(means, episodes=sum(r["episodes"] for r in results[0]))
 

@@ -459,6 +459,15 @@ def test_tasks_of_the_same_vector_have_scales_of_their_own(tiny):
         assert agent.context(planned_otherwise).task_index == index
 
 
+def test_tasks_are_the_same_where_their_costs_are(tiny):
+    agent, env = make_policy(tiny, num_envs=4)
+    obs, _ = env.reset(0)
+    own = tiny.tasks["reach"].to_task(obs, "plan")
+    assert agent.context(replace(own, weights={"critic": 1.0})).task_index == 0  # the default
+    without_goal = replace(own, goal=None, weights={"control_cost": 1.0})
+    assert agent.context(without_goal).task_index is None
+
+
 def test_where_nothing_is_known_of_the_energies_of_a_task_the_agent_plans(tiny):
     agent, env = make_policy(tiny, num_envs=4)
     obs, _ = env.reset(0)

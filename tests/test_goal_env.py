@@ -9,14 +9,16 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict
+from gymnasium.spaces import Box, Dict, MultiDiscrete
 
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.fault_tolerance import EnvError
+from ami_agent.adapters.goal_env import goal_size
 from ami_agent.cli.main import _recipe
 from ami_agent.config import build, override
 from ami_agent.recipes import goals
+from modules.memory.short_term import GRUMemoryConfig
 from modules.types import ConfigError
 from tests.conftest import small
 
@@ -109,12 +111,44 @@ def test_a_goal_is_about_no_more_numbers_than_a_state_has(path):
         build(config, adapter.spec)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("perception.vector_dim", 16),
+        ("memory.short_term", GRUMemoryConfig()),
+        ("actor.subgoals.stochastic_edges", True),
+    ],
+)
+def test_what_mixes_the_numbers_of_a_goal_with_others_is_refused(path, value):
+    config = override(small(goals(EnvConfig(id=ENV))), {path: value})
+    with (
+        closing(config.env.build(1)) as adapter,
+        pytest.raises(ConfigError, match=f"goal_dims is not 0.*{path} must be "),
+    ):
+        build(config, adapter.spec)
+
+
+def test_a_goal_that_is_not_read_as_the_numbers_it_holds_is_refused():
+    ignored = EnvConfig(id=ENV, obs_layout={"achieved_goal": "ignore"})
+    with pytest.raises(ConfigError, match="goals of 2 numbers, and 'achieved_goal' is no vector"):
+        goals(ignored)
+    grid = Dict(achieved_goal=MultiDiscrete([4, 5]), desired_goal=MultiDiscrete([4, 5]))
+    assert goal_size(grid) == 0
+
+
 def test_an_agent_trains_and_acts_where_the_goal_is_in_the_observation(tmp_path):
     config = small(goals(EnvConfig(id=ENV)))
     agent = ami.train(config, out=tmp_path / "run")
+    controller = agent.controller(num_envs=2)
+    here = {"achieved_goal": np.zeros((2, 2), np.float32), "observation": np.zeros((2, 1))}
+    there = {**here, "achieved_goal": np.array([[1, 1], [-1, -1]], np.float32)}
+    controller.set_task(ami.Task(goal=there))
+    plan = controller.act(here)
+    assert (plan.terms["goal_distance"] > 0).all()
+    assert not torch.equal(plan.actions[0], plan.actions[1])
     for mode in ("plan", "react"):
         found = ami.evaluate(agent, config.eval_env, mode=mode, episodes=3)
-        assert found["final_success"]["mean"] in (0, 1 / 3, 2 / 3, 1)
+        assert found["length"]["mean"] == 4
 
 
 def test_observations_without_a_desired_goal_and_stacked_ones_are_refused():

@@ -53,6 +53,22 @@ def test_a_changed_setting_or_golden_number_makes_a_figure_older(stored, part):
     assert "`1234567`, older than the code |" in headlines.table({"two-rooms": before})
 
 
+def test_a_setting_that_did_not_exist_then_has_its_default(stored):
+    del stored["code"]["settings"]["two-rooms"]["env"]["goal_from_obs"]
+    assert headlines.changed_since("two-rooms", stored) is None
+    stored["code"]["settings"]["two-rooms"]["gone"] = 1
+    assert headlines.changed_since("two-rooms", stored) is not None
+
+
+def test_success_over_mazes_is_that_of_the_agents_of_a_seed():
+    def maze(**success):
+        return {seed: {"plan": {"success": {"mean": mean}, "episodes": 100}}
+                for seed, mean in success.items()}  # fmt: skip
+
+    figure = headlines.over_mazes([maze(a=1.0, b=0.5), maze(b=1.0, a=0.8)], "plan")
+    assert figure == headlines.Figure([90.0, 75.0], episodes=200)
+
+
 def test_a_headline_is_measured_by_training_and_evaluating_its_agents(tmp_path, monkeypatch):
     config = Study.config
     monkeypatch.setattr(Study, "config", lambda study, name: small(config(study, name)))

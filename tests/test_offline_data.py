@@ -32,6 +32,7 @@ from ami_agent.training.optim import OptimConfig
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.types import ConfigError, Trajectory, as_dict
 from tests.conftest import error_line
+from tests.test_goal_env import ENV as PLANE
 from tests.test_replay_buffer import assert_is_one_window, random_steps
 
 minari = pytest.importorskip("minari", reason="the extra `minari` is not installed")
@@ -309,6 +310,18 @@ def test_a_run_learns_from_the_steps_of_another(tmp_path):
         offline("ami-test/Line-v0", LoadDataset(run=str(tmp_path / "other")))
     with pytest.raises(ConfigError, match=r"trained with \(1,\).*environment here has"):
         offline("Pendulum-v1", LoadDataset(run=str(tmp_path / "one")))
+
+
+def test_recorded_episodes_of_a_goal_environment_are_learnt_from_without_their_desired_goals():
+    output = record("plane/random-v0", PLANE, 3)
+    config = ami.recipes.goals(EnvConfig(id=PLANE), LoadDataset(minari="plane/random-v0"))
+    assert config.env.goal_from_obs
+    memory = remembering(config).replay_buffer
+    for number, buffer in zip(memory.episode_ids(), output, strict=True):
+        kept = as_dict(memory.get_episode(number).obs)
+        assert set(kept) == {"achieved_goal", "observation"}
+        achieved = torch.as_tensor(buffer.observations["achieved_goal"])
+        torch.testing.assert_close(kept["achieved_goal"][0, :4], achieved[:4])
 
 
 def test_a_dataset_may_precede_collection(tmp_path):

@@ -204,6 +204,22 @@ class HalfEffect(WorldModel):
         return super().imagine(state, actions / 2, noise)
 
 
+class TwiceAsFarAhead(WorldModel):
+    """The user's own: its states are twice those that the dynamics predict."""
+
+    def unroll(self, state: Tensor, action_latents: Tensor) -> Tensor:
+        return 2 * super().unroll(state, action_latents)
+
+
+def test_a_subclass_imagines_what_it_unrolls_whether_it_learns_or_not():
+    model, state, actions = world_model(), normal(1, 5), normal(1, 2, HORIZON, 3)
+    own = TwiceAsFarAhead(model.dynamics, model.latent, model.interoception_head, model.ensemble, 3)
+    learning = own.imagine(state, actions).states
+    torch.testing.assert_close(learning, 2 * model.imagine(state, actions).states)
+    own.requires_grad_(False)
+    torch.testing.assert_close(own.imagine(state, actions).states, learning)
+
+
 def test_what_a_subclass_computes_itself_is_not_taken_from_its_parent():
     size, goal = 5, normal(1, 5)
     plain = randomized(QuasimetricConfig(hidden=6).build((size, 1, 1))).requires_grad_(False)

@@ -52,6 +52,7 @@ from modules.world_model.jepa import (
     WorldModel,
     WorldModelConfig,
 )
+from modules.world_model.latents import Latent
 from tests.conftest import Stepping, make_context, stepwise
 
 CHANNELS = ("reward", "damage")
@@ -189,7 +190,7 @@ class StaticModel(WorldModel):
     and going the other way hurts much and is."""
 
     def __init__(self) -> None:
-        super().__init__([], NoInteroception(), NoEnsemble(), action_dim=1)
+        super().__init__(nn.Identity(), Latent(), NoInteroception(), NoEnsemble(), action_dim=1)
 
     def imagine(self, state: Tensor, actions: Tensor) -> Rollout:
         states = state[:, None, None].expand(-1, *actions.shape[1:3], -1)

@@ -19,11 +19,18 @@ def goal_size(space: spaces.Space) -> int:
     """The numbers of a goal in such observations; 0 for observations of another form."""
     if not isinstance(space, spaces.Dict):
         return 0
-    desired, achieved = (space.spaces.get(name) for name in (DESIRED_GOAL, ACHIEVED_GOAL))
-    if desired is None or achieved is None or desired.shape != achieved.shape:
-        return 0
-    shape = achieved.shape
-    return shape[0] if shape is not None and len(shape) == 1 else 0
+    goals = [space.spaces.get(name) for name in (DESIRED_GOAL, ACHIEVED_GOAL)]
+    shapes = {goal.shape for goal in goals if isinstance(goal, spaces.Box)}
+    (shape,) = shapes if len(shapes) == 1 else [()]
+    return shape[0] if len(shape) == 1 and all(isinstance(g, spaces.Box) for g in goals) else 0
+
+
+def without_goal(space: spaces.Space) -> spaces.Space:
+    """The space of such observations without the desired goal."""
+    if not goal_size(space):
+        return space
+    assert isinstance(space, spaces.Dict)
+    return spaces.Dict({name: part for name, part in space.items() if name != DESIRED_GOAL})
 
 
 class GoalInInfo(gymnasium.Wrapper):
@@ -49,8 +56,8 @@ class GoalInInfo(gymnasium.Wrapper):
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(**kwargs)
-        seen = _without_goal(obs)
-        return seen, {**info, "goal": {**seen, ACHIEVED_GOAL: obs[DESIRED_GOAL]}}
+        observed = _without_goal(obs)
+        return observed, {**info, "goal": {**observed, ACHIEVED_GOAL: obs[DESIRED_GOAL]}}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)

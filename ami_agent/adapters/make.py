@@ -142,7 +142,8 @@ def make(config: EnvConfig, num_envs: int, options: Mapping[str, Any]) -> Vector
     has_wrappers = bool(build_wrappers(config))
     if is_auto and has_wrappers and hasattr(native_entry_point(config.id), "behaviour_action"):
         raise ConfigError(
-            f"max_episode_steps, action_repeat or frame_stack would step {config.id} one by one, "
+            "max_episode_steps, action_repeat, frame_stack or goal_from_obs would step "
+            f"{config.id} one by one, "
             "without the reference policies and interoception that it has as a batch: set its own "
             "keyword arguments (--env.options max_episode_steps 30), or do without them "
             "(--env.vectorization-mode sync)"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ami_agent.adapters.env import EnvAdapter
+from ami_agent.adapters.goal_env import without_goal
 from ami_agent.adapters.spaces import leaves
 from ami_agent.data.dataset import EpisodeDataset, column_of, dataset_of
 from ami_agent.data.hdf5 import checked_arrays, open_hdf5
@@ -65,8 +66,11 @@ def from_minari(name: str, env: EnvAdapter) -> EpisodeDataset:
     """The Minari dataset of that id; ConfigError if it isn't there, is empty, or doesn't fit."""
     recording = MinariRecording(name)
     vector_env = env.vector_env
+    observed = recording.dataset.observation_space
+    if env.config.goal_from_obs:  # the agent learns from the goals that were achieved
+        observed = without_goal(observed)
     for what, recorded, expected in (
-        ("observations", recording.dataset.observation_space, vector_env.single_observation_space),
+        ("observations", observed, vector_env.single_observation_space),
         ("actions", recording.dataset.action_space, vector_env.single_action_space),
     ):
         if recorded != expected:

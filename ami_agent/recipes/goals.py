@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import prod
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.adapters.goal_env import goal_size
+from ami_agent.adapters.goal_env import ACHIEVED_GOAL, goal_size
 from ami_agent.config import ActorConfig, Config, CostConfig, StageConfig
 from ami_agent.recipes.gym import IMAGE_WEIGHTS, NO_DATASET
 from ami_agent.training import (
@@ -29,6 +29,7 @@ from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.goal_critic import FourierQuasimetricConfig, GoalCriticConfig, QuasimetricConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
+from modules.types import ConfigError
 from modules.world_model.dynamics import FourierDynamicsConfig, MLPDynamicsConfig
 from modules.world_model.jepa import WorldModelConfig
 
@@ -57,7 +58,12 @@ def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Confi
         dataset = data.with_all_steps(adapter) if data != NO_DATASET else None
     has_images = any(len(shape) == 3 for shape in spec.shapes.values())
     size = sum(map(prod, spec.shapes.values()))
-    is_low = not has_images and (goal_dims or size) <= LOW_DIMENSIONAL
+    if goal_dims and spec.shapes.get(ACHIEVED_GOAL) != (goal_dims,):
+        raise ConfigError(
+            f"{env.id} names goals of {goal_dims} numbers, and {ACHIEVED_GOAL!r} is no vector of "
+            "them: --env.obs-layout must leave it as it is"
+        )
+    is_low = not has_images and size <= LOW_DIMENSIONAL
     weights = IMAGE_WEIGHTS if has_images else IDENTITY_WEIGHTS
     optim = OptimConfig(steps=3000, batch_size=256)
     policy: dict[str, StageConfig]
@@ -72,16 +78,14 @@ def goals(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Confi
         action_space=OneHotActions(sizes=spec.choices) if spec.choices else BoxActions(),
         perception=MultiModalEncoderConfig(vector_dim=0, patch=0 if has_images else 8),
         world_model=WorldModelConfig(
-            dynamics=FourierDynamicsConfig()
-            if is_low and size <= LOW_DIMENSIONAL
-            else MLPDynamicsConfig(hidden=256)
+            dynamics=FourierDynamicsConfig() if is_low else MLPDynamicsConfig(hidden=256)
         ),
         cost=CostConfig(
             goal_critic=GoalCriticConfig(
                 distance=FourierQuasimetricConfig(
                     frequency_scale=FREQUENCY_SCALE, goal_dims=goal_dims
                 )
-                if is_low
+                if is_low or goal_dims
                 else QuasimetricConfig(hidden=256)
             )
         ),

@@ -27,5 +27,6 @@ def gymnasium_robotics(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATA
     if find_spec("gymnasium_robotics") is None:
         raise ConfigError("gymnasium-robotics is not installed: pip install 'ami-agent[robotics]'")
     imports = tuple(dict.fromkeys([*env.imports, "gymnasium_robotics"]))
-    make = goals if env.id.startswith(OWN_POSITION) else gym
+    name = env.id.rpartition(":")[2]  # after the module that registers it
+    make = goals if name.startswith(OWN_POSITION) else gym
     return replace(make(replace(env, imports=imports), data), recipe="gymnasium-robotics")

@@ -199,7 +199,9 @@ class WorldModel(nn.Module):
         `[K, H, U]`, P * K sampled futures, K of each candidate one after the other."""
         if self.latent.size or noise is not None:
             return self._rollout(state, actions, noise, lambda states, actions: actions)
-        states = differentiable_unroll(self.dynamics, state, actions)
+        states = None
+        if self._unrolls_dynamics():
+            states = differentiable_unroll(self.dynamics, state, actions)
         if states is None:
             shape = actions.shape[:2]
             start = state[:, None].expand(-1, shape[1], -1).flatten(0, 1)
@@ -207,6 +209,10 @@ class WorldModel(nn.Module):
         return self._with_interoception(
             states, actions, no_numbers(actions, *actions.shape[:-1], 0)
         )
+
+    def _unrolls_dynamics(self) -> bool:
+        """Whether an imagined future is what the dynamics predict; a subclass may change that."""
+        return all(own_method(self, name) is not None for name in ("step", "unroll"))
 
     def imagine_by_hand(self) -> ImagineByHand | None:
         """`imagine`, faster (`modules/by_hand`), for weights as they are now. None for dynamics
@@ -248,7 +254,7 @@ class WorldModel(nn.Module):
         """`imagine_policy` in fewer operations; None where the dynamics have none such."""
         unroll, (batch, num_given, *rest) = unroll_of(self.dynamics), candidates.shape
         shape = torch.Size((batch, 1 + num_given, *rest))
-        if not isinstance(unroll, MLPUnroll) or not shape.numel():
+        if not self._unrolls_dynamics() or not isinstance(unroll, MLPUnroll) or not shape.numel():
             return None
 
         def act(states: Tensor, step: int) -> Tensor:
