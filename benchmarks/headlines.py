@@ -215,7 +215,8 @@ def over_mazes(mazes: Sequence[Mapping[str, Any]], mode: str) -> Figure:
 HEADLINES = {
     "ogbench": Headline(
         "[OGBench's point mazes](docs/results/ogbench.md) medium, large, giant and teleport, "
-        "re-made data; the paper's best learners 82, 86, 68, 45 %, and for `stitch` 80, 84, 50, 44",
+        "re-made data; the paper's best learners 82, 86, 68, 45 %, with data `stitch` 80, 84, 50, "
+        "44 %",
         point_mazes, ("goals",), PointMazes, ("goals",),
     ),
     "two-rooms": Headline(
