@@ -4,6 +4,7 @@ with one line and exit code 1; a checkpoint keeps what was learnt."""
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 import warnings
@@ -209,7 +210,11 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     rank, size = distributed.launched()
     if rank:
         train_agent()
-        return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # threads of torch.distributed may abort the end of a process, upon which torchrun ends
+        # process 0, too, in the middle of its evaluation
+        os._exit(0)
     from ami_agent.viewer import log_episode  # drawing is slow to import
 
     with locked(out), closing(RunLogger(out, console)) as logger:
