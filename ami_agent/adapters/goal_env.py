@@ -47,12 +47,12 @@ class GoalInInfo(gymnasium.Wrapper):
                 f"goal_from_obs is True, but the observations are {space}; they must be a Dict "
                 f"with {ACHIEVED_GOAL!r} and {DESIRED_GOAL!r}, two vectors of one size"
             )
-        assert isinstance(space, spaces.Dict)
-        others = [(n, part) for n, part in space.items() if n not in (ACHIEVED_GOAL, DESIRED_GOAL)]
+        observed = without_goal(space)
+        assert isinstance(observed, spaces.Dict)
         # an OrderedDict keeps its order: what a goal is about comes first in the agent's state
-        self.observation_space = spaces.Dict(
-            OrderedDict([(ACHIEVED_GOAL, space[ACHIEVED_GOAL]), *others])
-        )
+        parts = OrderedDict(observed.spaces)
+        parts.move_to_end(ACHIEVED_GOAL, last=False)
+        self.observation_space = spaces.Dict(parts)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(**kwargs)
