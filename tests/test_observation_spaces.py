@@ -22,7 +22,9 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.adapters.spaces import ignored_fields, obs_fields
 from ami_agent.adapters.tensors import _already_warned, read_obs
-from ami_agent.config import build
+from ami_agent.config import build, override
+from ami_agent.data.reader import open_dataset
+from ami_agent.data.runs import RunRecording
 from ami_agent.logger import RunLogger
 from ami_agent.train import RunOptions, Trainer
 from modules.perception.image import ImageEncoderConfig
@@ -129,6 +131,58 @@ def test_an_array_without_bounds_is_no_image():
     high = np.arange(1, 721, dtype=F32).reshape(30, 24)
     for space in (Box(-np.inf, np.inf, (30, 24), F32), Box(np.zeros_like(high), high)):
         assert obs_fields(space)["obs"].summary.startswith("set, 30 vectors of 24 numbers")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "stack", "expected"),
+    [
+        ((224, 224, 3), U8, 1, (3, 56, 56)),
+        ((210, 160, 3), U8, 1, (3, 53, 40)),  # the last row of squares is cut off
+        ((2, 65, 66), F32, 1, (2, 17, 17)),
+        ((4, 84, 84), U8, 4, (4, 21, 21)),
+        ((4, 84, 84, 3), U8, 4, (12, 21, 21)),
+    ],
+)
+def test_a_downsampled_pixel_is_the_mean_over_a_square(shape, dtype, stack, expected):
+    space = Box(0, 255, shape, dtype)
+    array = space.sample()[None]
+    (whole,) = read(space, array, stack=stack).values()
+    (found,) = read(space, array, stack=stack, downsample=4).values()
+    (reader,) = obs_fields(space, stack, downsample=4).values()
+    assert (tuple(found.shape[1:]), found.dtype) == reader.modality == (expected, whole.dtype)
+    assert f"downsampled to {expected[1]}x{expected[2]}" in reader.summary
+    tolerance = 0.5 if dtype == U8 else 1e-3
+    for row, column in [(0, 0), (1, 2), (expected[1] - 1, expected[2] - 1)]:
+        square = whole[..., 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].float()
+        mean = square.mean((-2, -1))
+        assert (found[..., row, column].float() - mean).abs().max() <= tolerance
+
+
+def test_only_images_are_downsampled():
+    space = spaces.Dict(camera=Box(0, 255, (32, 32, 3), U8), joints=Box(-1, 1, (9,), F32))
+    obs = {name: array[None] for name, array in space.sample().items()}
+    found = read(space, obs, downsample=2)
+    assert found["camera"].shape == (1, 3, 16, 16)
+    assert found["joints"].equal(torch.as_tensor(obs["joints"]))
+
+
+def test_an_agent_of_downsampled_images_takes_whole_ones(tmp_path):
+    env = EnvConfig(id="ami/TwoRooms-v0", variant="fixed", image_downsample=5)
+    changes = {"env": env, "eval_env": env, "perception.patch": 4}
+    config = small(override(ami.recipes.two_rooms(), changes))
+    stages = {name: config.stages[name] for name in ("collect", "train_jepa")}
+    config = replace(config, stages=stages)
+    agent = ami.train(config, out=tmp_path, keep_replay_buffer=True)
+    envs = gymnasium.make_vec("ami/TwoRooms-v0", num_envs=2, variant="fixed")
+    obs, info = envs.reset(seed=0)
+    assert obs.shape == (2, 2, 65, 65)
+    assert agent.spec.shapes == {"obs": (2, 13, 13)}
+    controller = ami.load(tmp_path).controller(num_envs=2, task=ami.Task(goal=info["goal"]))
+    assert controller.act(obs).action.shape == (2, 2)
+    with closing(env.build(1)) as adapter:
+        assert open_dataset(str(tmp_path), {}, adapter).num_episodes >= 8
+    with pytest.raises(ConfigError, match=r"has downsampled its images.*--env.image-downsample"):
+        RunRecording(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,9 @@ class EnvConfig:
     obs_layout: dict[str, Layout] = field(default_factory=dict)
     """How arrays of observations are read, by name ("obs" where there is but one), where the guess
     from their shapes is wrong."""
+    image_downsample: int = 1
+    """Images become smaller by this factor: each pixel is the mean over a square of so many a
+    side."""
     out_of_bounds: OutOfBounds = "pass"
     """How numbers outside the Box of an observation are treated: used as they are, with a warning,
     clipped to the Box, or refused, which ends the run."""
@@ -157,6 +160,7 @@ class EnvConfig:
             max_episode_steps=STEPS,
             action_repeat=(1, 10_000),
             frame_stack=(1, 1000),
+            image_downsample=(1, 1000),
             step_timeout=(0.0, 1e6),
         )
         if self.goal_from_obs and self.frame_stack > 1:
@@ -169,8 +173,9 @@ class EnvConfig:
     def interface(self, observation: spaces.Space, action: spaces.Space) -> Interface:
         """The interface to these spaces; ConfigError where the agent can't handle them."""
         return interface_to(
-            observation, action, self.frame_stack, self.obs_layout, self.out_of_bounds, self.id
-        )
+            observation, action, self.frame_stack, self.obs_layout, self.image_downsample,
+            self.out_of_bounds, self.id,
+        )  # fmt: skip
 
     def for_task(self, task_spec: TaskSpec) -> EnvConfig:
         """The environment with the options of this task."""

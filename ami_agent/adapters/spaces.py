@@ -33,6 +33,7 @@ from ami_agent.adapters.tensors import (
     as_is,
     obs_label,
     to_bytes,
+    to_downsampled,
     to_floats,
     to_vectors,
     warn_once,
@@ -99,21 +100,24 @@ class IgnoredField:
 
 def interface_to(
     observation_space: spaces.Space, action_space: spaces.Space, stack: int = 1,
-    layouts: Mapping[str, Layout] | None = None, out_of_bounds: OutOfBounds = "pass", env: str = "",
+    layouts: Mapping[str, Layout] | None = None, downsample: int = 1,
+    out_of_bounds: OutOfBounds = "pass", env: str = "",
 ) -> Interface:  # fmt: skip
     """How the agent reads these spaces; ConfigError where it can't observe them or act in them."""
     fields = obs_fields(
-        observation_space, stack, layouts=layouts, out_of_bounds=out_of_bounds, env=env
-    )
+        observation_space, stack, layouts=layouts, downsample=downsample,
+        out_of_bounds=out_of_bounds, env=env,
+    )  # fmt: skip
     return Interface(observation_space, action_space, fields, action_adapter(action_space))
 
 
 def obs_fields(
     space: spaces.Space, stack: int = 1, *, layouts: Mapping[str, Layout] | None = None,
-    out_of_bounds: OutOfBounds = "pass", env: str = "",
+    downsample: int = 1, out_of_bounds: OutOfBounds = "pass", env: str = "",
 ) -> dict[str, ObsField]:  # fmt: skip
     """One field for each leaf, by name, "obs" where there is but one. `stack`: every leaf holds so
-    many frames along its first axis. Raises ConfigError for leaves that can't be read."""
+    many frames along its first axis. `downsample`: an image becomes smaller by this factor. Raises
+    ConfigError for leaves that can't be read."""
     layouts = layouts or {}
     named = named_leaves(space)
     if unknown := [name for name in layouts if name not in named]:
@@ -126,6 +130,8 @@ def obs_fields(
         if not reason_to_ignore(leaf, layout, is_only_leaf=len(named) == 1):
             what = "observations are" if not path else f"observation {name!r} is"
             conversion = conversion_of(what, leaf, stack, layout)
+            if downsample > 1 and len(conversion[0].shape) == 3:
+                conversion = _downsampled(conversion, downsample)
             bounds = bounds_of(leaf)
             found[name] = ObsField(path, leaf, *conversion, bounds, out_of_bounds, name, env)
     if not found:
@@ -327,6 +333,17 @@ def _image_conversion(
     is_plain = space.dtype == np.uint8 and not last and space.shape == image_shape
     convert = as_bytes if is_plain else partial(to_bytes, shape=image_shape, last=last)
     return ModalitySpec(image_shape, torch.uint8), convert, summary
+
+
+def _downsampled(conversion: Conversion, factor: int) -> Conversion:
+    """The conversion of an image, followed by means over squares of `factor` pixels a side."""
+    (shape, dtype), convert, summary = conversion
+    channels, *sides = shape
+    height, width = (-(-side // factor) for side in sides)
+    smaller = ModalitySpec((channels, height, width), dtype)
+    what, _, order = summary.rpartition(", ")
+    summary = f"{what}, downsampled to {height}x{width}, {order}"
+    return smaller, partial(to_downsampled, convert=convert, factor=factor), summary
 
 
 def image_origin(space: spaces.Box) -> np.ndarray | None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from ami_agent.adapters.fault_tolerance import EnvError
 from modules.types import ConfigError, Observation
@@ -219,6 +220,14 @@ def to_floats(
     part = np.asarray(part)
     part = part if origin is None else part - origin
     return np.ascontiguousarray(_channels_first(part, shape, last), np.float32)
+
+
+def to_downsampled(part: Any, convert: Convert, factor: int) -> Tensor:
+    """Images -> `[B, C, ceil(H / factor), ceil(W / factor)]`: the means over squares of pixels; at
+    the last row and column a square may be cut off."""
+    image = torch.as_tensor(convert(part))
+    mean = avg_pool2d(image.float(), factor, ceil_mode=True, count_include_pad=False)
+    return (mean if image.is_floating_point() else mean.round()).to(image.dtype)
 
 
 class BoxAdapter:

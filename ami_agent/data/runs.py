@@ -4,8 +4,9 @@ folder names is imported."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -33,13 +34,18 @@ def spec_of_run(run: Path) -> tuple[EnvironmentSpec, int]:
     env = config.get("env") if isinstance(config, dict) else None
     env = env if isinstance(env, dict) else {}
     stack, obs_layout = env.get("frame_stack"), env.get("obs_layout")
-    if not isinstance(stack, int) or not 1 <= stack <= 1000 or not isinstance(obs_layout, dict):
+    downsample = env.get("image_downsample", 1)
+    if not _is_factor(stack) or not _is_factor(downsample) or not isinstance(obs_layout, dict):
         raise ConfigError(f"{path} holds no settings of this version")
 
     def interface(observation: spaces.Space, action: spaces.Space) -> Any:
-        return interface_to(observation, action, stack, obs_layout)
+        return interface_to(observation, action, stack, obs_layout, downsample)
 
     return from_json(files.read_json(written), interface, str(written)), stack
+
+
+def _is_factor(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and 1 <= value <= 1000
 
 
 def load_buffer(run: Path, spec: EnvironmentSpec, stack: int) -> ReplayBuffer:
@@ -93,6 +99,13 @@ class RunRecording(Recording):
         assert self._spec.interface is not None  # read from spaces
         self._interface = self._spec.interface
         self._fields = {part_name(f): (n, f) for n, f in self._interface.obs_fields.items()}
+        for name, field in self._interface.obs_fields.items():
+            if prod(field.modality.shape) < prod(column_of(field.space).shape):
+                raise ConfigError(
+                    f"run {run} has downsampled its images ({name!r} to {field.modality.shape}): "
+                    "the environment's are lost, and only an agent with the same "
+                    "--env.image-downsample can read them (--data)"
+                )
         self._numbers = self._buffer.episode_ids()
         self.obs = {p: column_of(field.space) for p, (_, field) in self._fields.items()}
         self.actions = column_of(self._interface.action_space)

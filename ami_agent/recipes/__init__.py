@@ -36,6 +36,7 @@ from ami_agent.recipes.two_rooms import (
     two_rooms_eb_random,
     two_rooms_random,
     two_rooms_slow,
+    two_rooms_swm,
 )
 from ami_agent.recipes.windy_rooms import windy_rooms
 
@@ -43,6 +44,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "two-rooms": two_rooms,
     "two-rooms-random": two_rooms_random,
     "two-rooms-eb-random": two_rooms_eb_random,
+    "two-rooms-swm": two_rooms_swm,
     "two-rooms-slow": two_rooms_slow,
     "forage": forage,
     "maze": maze,

@@ -19,7 +19,7 @@ from ami_agent.training.representation_losses import STATE_WEIGHTS, LossWeights
 from modules.actor.planning import GradientPlannerConfig
 from modules.actor.policy import BallActions, StuckPerturbationConfig
 from modules.actor.subgoals import LandmarkGraphConfig
-from modules.configurator import ConfiguratorConfig
+from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.goal_critic import (
     ConvQuasimetricConfig,
     FourierQuasimetricConfig,
@@ -177,5 +177,32 @@ def two_rooms_eb_random() -> Config:
             "actor.planner.warm_iterations": 4,
             "stages.collect.options.max_step": 2.45,
             "stages.planner_rollouts.steps": 48,
+        },
+    )
+
+
+SWM_OFFSETS = (25, 50, 75, 100)
+
+
+def two_rooms_swm() -> Config:
+    """stable-worldmodel's `swm/TwoRoom-v1` (arXiv 2605.21800) from 224x224 images: learnt from the
+    episodes of its noisy expert, and evaluated as published: start and goal are so many recorded
+    steps apart, and an episode has twice as many."""
+    env = EnvConfig(id="ami/TwoRooms-v0", variant="swm", image_downsample=4)
+    tasks = {
+        f"goal{offset}": TaskSpec(goal_source="env", options={"variant": f"swm-{offset}"})
+        for offset in SWM_OFFSETS
+    }
+    return override(
+        two_rooms(),
+        {
+            "recipe": "two-rooms-swm",
+            "env": env,
+            "eval_env": env,
+            "perception.patch": 7,
+            "tasks": {"reach": TaskSpec(goal_source="env", members=tuple(tasks)), **tasks},
+            "stages.collect": CollectBehaviour(
+                num_envs=500, steps=100, options={"max_episode_steps": 100}
+            ),
         },
     )
