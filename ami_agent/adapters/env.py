@@ -173,8 +173,8 @@ class EnvConfig:
     def interface(self, observation: spaces.Space, action: spaces.Space) -> Interface:
         """The interface to these spaces; ConfigError where the agent can't handle them."""
         return interface_to(
-            observation, action, self.frame_stack, self.obs_layout, self.image_downsample,
-            self.out_of_bounds, self.id,
+            observation, action, stack=self.frame_stack, layouts=self.obs_layout,
+            downsample=self.image_downsample, out_of_bounds=self.out_of_bounds, env=self.id,
         )  # fmt: skip
 
     def for_task(self, task_spec: TaskSpec) -> EnvConfig:

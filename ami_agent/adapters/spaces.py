@@ -99,15 +99,11 @@ class IgnoredField:
 
 
 def interface_to(
-    observation_space: spaces.Space, action_space: spaces.Space, stack: int = 1,
-    layouts: Mapping[str, Layout] | None = None, downsample: int = 1,
-    out_of_bounds: OutOfBounds = "pass", env: str = "",
-) -> Interface:  # fmt: skip
-    """How the agent reads these spaces; ConfigError where it can't observe them or act in them."""
-    fields = obs_fields(
-        observation_space, stack, layouts=layouts, downsample=downsample,
-        out_of_bounds=out_of_bounds, env=env,
-    )  # fmt: skip
+    observation_space: spaces.Space, action_space: spaces.Space, **reading: Any
+) -> Interface:
+    """How the agent reads these spaces; ConfigError where it can't observe them or act in them.
+    `reading`: as `obs_fields` takes it."""
+    fields = obs_fields(observation_space, **reading)
     return Interface(observation_space, action_space, fields, action_adapter(action_space))
 
 

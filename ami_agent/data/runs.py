@@ -39,7 +39,9 @@ def spec_of_run(run: Path) -> tuple[EnvironmentSpec, int]:
         raise ConfigError(f"{path} holds no settings of this version")
 
     def interface(observation: spaces.Space, action: spaces.Space) -> Any:
-        return interface_to(observation, action, stack, obs_layout, downsample)
+        return interface_to(
+            observation, action, stack=stack, layouts=obs_layout, downsample=downsample
+        )
 
     return from_json(files.read_json(written), interface, str(written)), stack
 
