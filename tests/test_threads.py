@@ -199,7 +199,8 @@ def test_a_ray_task_asks_for_a_core_for_each_thread(tmp_path, monkeypatch):
 
     ray = SimpleNamespace(
         remote=remote, init=lambda **_: None, shutdown=lambda: None, get=lambda ref: None,
-        wait=lambda pending: (pending[:1], pending[1:]),
+        wait=lambda pending, timeout: (pending[:1], pending[1:]),
+        nodes=lambda: [{"Alive": True, "Resources": {"CPU": 2}}],
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "ray", ray)
     torch.set_num_threads(2)

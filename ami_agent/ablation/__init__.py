@@ -6,7 +6,7 @@ them; `study.py` holds the results, `stats.py` computes their statistics, `page.
 
 from __future__ import annotations
 
-from ami_agent.ablation.executors import Executor, ProcessPool, Ray, Serial
+from ami_agent.ablation.executors import Executor, ProcessPool, Ray, Serial, parse_resources
 from ami_agent.ablation.run_study import StudyPlan, print_study, run_study
 from ami_agent.ablation.study import Study
 from ami_agent.ablation.variants import (
@@ -28,6 +28,7 @@ __all__ = [
     "Study",
     "StudyPlan",
     "load_configs",
+    "parse_resources",
     "print_study",
     "removable",
     "run_study",

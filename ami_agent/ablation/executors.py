@@ -10,12 +10,13 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import TextIOWrapper
+from math import inf, nan
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -27,15 +28,17 @@ from ami_agent.config import Config
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED, evaluate_modes
 from ami_agent.evaluation.progress import PolicyProgress
 from ami_agent.hardware import num_cores
-from ami_agent.interrupt import SHUTDOWN_TIMEOUT, handled, isolate_worker, terminate
+from ami_agent.interrupt import SHUTDOWN_TIMEOUT, deferred, handled, isolate_worker, terminate
 from ami_agent.logger import RunLogger
 from ami_agent.storage import run_dir
-from ami_agent.storage.files import NotWritten, is_number, open_regular
+from ami_agent.storage.files import NotWritten, is_number, locked, open_regular
 from ami_agent.train import train
-from modules.types import ConfigError
+from modules.types import ConfigError, shorten
 
 ESTIMATES = ("success", "final_success", "score", "return", "steps", "length")
 """Metrics with an interval; None where an environment doesn't report them."""
+LOST_PROCESS_TIMEOUT = 60.0
+"""Seconds in which a process ends whose node is gone."""
 LOG = "log.txt"  # the output of a run that does not print to the terminal
 
 
@@ -214,33 +217,80 @@ def _init_worker() -> None:
     threading.Thread(target=exit_with_parent, args=(parent.sentinel,), daemon=True).start()
 
 
+def parse_resources(words: Sequence[str]) -> dict[str, float]:
+    """Resources `NAME=AMOUNT` by name; ConfigError for anything else."""
+    resources: dict[str, float] = {}
+    for word in words:
+        name, _, amount = word.partition("=")
+        try:
+            resources[name] = float(amount)
+        except ValueError:
+            resources[name] = nan
+        if not name or not 0 <= resources[name] < inf:
+            raise ConfigError(
+                f"--resources {shorten(word)}: it must be NAME=AMOUNT, as CPU=2 or GPU=0.25"
+            )
+    return resources
+
+
+def run_job_on_node(job: Job, num_threads: int) -> JobResult:
+    """Runs a job that may have begun in another process, on a node that is gone. That process ends
+    when it misses its node; until then it may hold the lock on the run folder."""
+    until = time.monotonic() + LOST_PROCESS_TIMEOUT
+    while time.monotonic() < until:
+        try:
+            with locked(job.out):
+                break
+        except ConfigError:
+            time.sleep(0.5)
+    return run_job_logged(job, num_threads)
+
+
 @dataclass(frozen=True)
 class Ray:
-    """Runs jobs as Ray tasks: on a cluster with shared folders, or ("local") on this machine."""
+    """Runs jobs as Ray tasks: on a cluster with shared folders, or ("local") on this machine. A run
+    whose node dies continues on another one from its last checkpoint; without one it starts
+    again."""
 
     address: str
     connect_timeout: float = 10.0
     """Seconds to wait for an answer of the address."""
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """What each run takes of its node, by Ray's names; GPU may be a fraction. CPU is by default the
+    number of threads, and GPU is 1 where the device is no CPU."""
+    max_retries: int = 3
+    """How often a run starts again whose node, or process, died."""
 
     def run(self, jobs: Sequence[Job]) -> JobResults:
         ray, pending = self._connect(), {}
         try:
-            gpus = int(any(job.device != "cpu" for job in jobs))
-            if gpus and not ray.cluster_resources().get("GPU"):
-                raise ConfigError(f"--ray {self.address}: the cluster has no GPU; use --device cpu")
             threads = torch.get_num_threads()
-            remote_job = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=1)(run_job_logged)
+            default = {"CPU": threads, "GPU": int(any(job.device != "cpu" for job in jobs))}
+            resources = {**default, **self.resources}
+            self._check_resources(ray, resources, {job.device for job in jobs})
+            custom = {name: amount for name, amount in resources.items() if name not in default}
+            try:
+                remote_job = ray.remote(
+                    num_cpus=resources["CPU"], num_gpus=resources["GPU"], resources=custom,
+                    max_retries=self.max_retries, scheduling_strategy="SPREAD",
+                )(run_job_on_node)  # fmt: skip
+            except ValueError as error:
+                raise ConfigError(f"--resources: {error}") from None
             pending = {
                 remote_job.remote(job._replace(out=job.out.absolute()), threads): job
                 for job in jobs
             }
             while pending:
-                (finished, *_), _ = ray.wait(list(pending))
-                job = pending.pop(finished)
-                try:
-                    yield ray.get(finished)
-                except Exception as error:  # a node may be gone
-                    yield JobResult(job.variant, job.seed, None, f"Ray lost the task: {error}")
+                with deferred():  # Ray would replace the error of a signal by one of its own
+                    finished, _ = ray.wait(list(pending), timeout=1.0)
+                for task in finished:
+                    job = pending.pop(task)
+                    try:
+                        result = ray.get(task)
+                    except Exception as error:  # a node may be gone
+                        reason = "Ray lost the task: " + str(error).partition("\n")[0]
+                        result = JobResult(job.variant, job.seed, None, reason)
+                    yield result
         except (KeyboardInterrupt, GeneratorExit):
             for task in pending:
                 ray.cancel(task)  # raises KeyboardInterrupt where it runs
@@ -248,6 +298,29 @@ class Ray:
             raise
         finally:
             ray.shutdown()
+
+    def _check_resources(
+        self, ray: Any, resources: Mapping[str, float], devices: Collection[str]
+    ) -> None:
+        """Raises ConfigError where no node of the cluster has what a run takes, for which Ray would
+        wait for ever, and for a device that a run would not find."""
+        for device in devices:
+            if device.startswith("cuda:"):
+                raise ConfigError(f"--device {device}: Ray chooses the GPU of a run; use cuda")
+            if device == "cuda" and not resources["GPU"]:
+                raise ConfigError("--resources GPU=0: runs on cuda need a GPU, or a fraction of it")
+        if (gpus := resources["GPU"]) > 1 and gpus % 1:
+            raise ConfigError(f"--resources GPU={gpus:g}: above 1 it must be a whole number")
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(all(n.get(name, 0) >= x for name, x in resources.items()) for n in nodes):
+            needed = ", ".join(f"{name} {amount:g}" for name, amount in resources.items() if amount)
+            found = "; ".join(
+                ", ".join(f"{name} {node.get(name, 0):g}" for name in resources) for node in nodes
+            )
+            raise ConfigError(
+                f"--ray {self.address}: a run takes {needed}, and no node of the cluster has that "
+                f"(there are {found}); set --resources, --threads or --device"
+            )
 
     def _connect(self) -> Any:
         """Raises ConfigError where Ray is not installed or no cluster answers at the address."""

@@ -14,6 +14,7 @@ import docstring_parser
 import torch
 import tyro
 
+from ami_agent.ablation.executors import parse_resources
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.imports import absolute_import
 from ami_agent.argument_checks import check_device
@@ -198,9 +199,18 @@ class StudyFlags(CommandFlags):
     """Runs at the same time, each in its own process."""
     ray: str = ""
     """Address of a Ray cluster for the runs; "local" starts one on this machine."""
+    resources: tuple[str, ...] = ()
+    """What each run takes of a node of the Ray cluster, as CPU=2 GPU=0.25; by default a CPU for
+    each thread and, unless --device is cpu, a GPU."""
     out: str = ""
     """Folder of the study; runs/ablate-NAME if not given."""
     device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_resources(self.resources)
+        if self.resources and not self.ray:
+            raise ConfigError("--resources are those of a Ray cluster: give --ray too")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -364,7 +364,8 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
         raise ConfigError("components from a file of your own need --workers 1 and no --ray")
     executor: ablation.Executor = ablation.Serial(console)
     if flags.ray:
-        executor = ablation.Ray(flags.ray)
+        resources = ablation.parse_resources(flags.resources)
+        executor = ablation.Ray(flags.ray, resources=resources)
     elif flags.workers > 1:
         executor = ablation.ProcessPool(_num_workers(flags.workers, console))
     label = name.rpartition(":")[2]
@@ -372,7 +373,8 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     title = label if ".py:" in name else _title(label, next(iter(configs.values())))
     plan = ablation.StudyPlan(
         name=title, configs=configs, seeds=flags.seeds, episodes=flags.episodes,
-        device=resolve_device(flags.device),
+        # a node of a cluster may have a GPU where this machine has none
+        device="cuda" if flags.ray and flags.device == "cuda" else resolve_device(flags.device),
         question=ablation.study_question(name if ".py:" in name else title),
     )  # fmt: skip
     with advice:
