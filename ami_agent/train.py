@@ -36,6 +36,7 @@ from ami_agent.training.base import with_prefixes, without_prefix
 from ami_agent.training.collect import EPISODE_METRICS, describe_constant_reward
 from ami_agent.training.critics import longest_episode
 from ami_agent.training.optim import tune_malloc
+from ami_agent.training.precision import Precision, check_available, check_precision, losses_in
 from ami_agent.validate import check_config
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.types import ConfigError, DivergenceError, validate_ranges
@@ -65,12 +66,16 @@ class RunOptions:
 
 def train(
     config: Config, *, out: Path | str, seed: int = 0, device: torch.device | str = "cpu",
-    resume: bool = False, **options: Any,
+    resume: bool = False, precision: Precision | None = None, **options: Any,
 ) -> Agent:  # fmt: skip
     """Trains an agent in the run folder `out` and returns it.
 
     The seed decides everything: on a CPU, a run that was killed and resumed ends with the same
     weights and the same log as one that was not.
+
+    `precision`: "float32", the default, or "bf16": then the networks of the losses compute in
+    bfloat16, on devices that have it. Planning and evaluation never do. A run that is resumed keeps
+    its own.
 
     Options, by keyword (`RunOptions`): `logger`, by default one that writes into the run folder and
     prints nothing. `save_every`: seconds between checkpoints within a stage, by default 60.
@@ -84,12 +89,15 @@ def train(
     run_options = RunOptions(**options)
     check(config, out, seed, resume)
     check_device(device)
+    precision = run_precision(precision, Path(out), resume)
+    check_available(precision, device)
     device = distributed.own_device(device)
     tune_malloc()
     run, logger = Path(out), run_options.logger
     with ExitStack() as stack:
-        settings = f"{config_io.to_json(config)} {seed} {resume}"
+        settings = f"{config_io.to_json(config)} {seed} {resume} {precision}"
         stack.enter_context(distributed.joined(device, settings))
+        stack.enter_context(losses_in(precision))
         if distributed.world().rank:
             if resume:
                 stack.enter_context(run_dir.threads_of(run))
@@ -113,7 +121,7 @@ def train(
             for line in apply_new_settings(run, config):
                 logger.info(f"changed for a stage that has not begun: {line}")
         else:
-            run_dir.create(run, config, seed, str(device), trainer.agent.spec)
+            run_dir.create(run, config, seed, str(device), trainer.agent.spec, precision)
         return trainer.run()
 
 
@@ -127,6 +135,21 @@ def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
         for name, stage in reversed(config.stages.items()):  # what a recipe is for comes last
             stage.check_processes(config, name)
     check_run_folder(config, Path(out), seed, resume)
+
+
+def run_precision(precision: Precision | None, run: Path, resume: bool) -> Precision:
+    """The precision of a run, where None stands for that of the run that is resumed, or float32.
+    ConfigError where a run is to be resumed in another."""
+    if precision is not None:
+        check_precision("precision", precision)
+    if not resume:
+        return precision or "float32"
+    before = run_dir.precision_of(run)
+    if precision not in (None, before):
+        raise ConfigError(
+            f"{run} can't be resumed with other settings: --precision is {before}, not {precision}"
+        )
+    return before
 
 
 def check_run_folder(config: Config, out: Path, seed: int, resume: bool) -> None:

@@ -2,6 +2,9 @@
 much of it the device computes, and how often the host waits for it.
 
 python benchmarks/gpu.py --json gpu.json
+
+Both are measured in float32 and, where the device has it, with losses in bf16. `--short` leaves out
+the whole trainings, and `--compile` adds plans by compiled functions.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from ami_agent.config import Config, buffer_steps, build
 from ami_agent.logger import print_table
 from ami_agent.storage.run_dir import manifest_of, write_json
 from ami_agent.train import stage_seed
+from ami_agent.training.precision import Precision, check_available, losses_in
+from modules.types import ConfigError
 
 SHIPPED = HOME / "runs" / "reference" / "two-rooms"
 WARM_UP, MEASURED = 20, 50
@@ -96,10 +101,22 @@ def count_waits(function: Callable[[], Any]) -> int:
     return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
 
 
-def trained(config: Config, device: str, episodes: int) -> dict[str, Any]:
+def available(device: str, console: Console) -> list[Precision]:
+    """The precisions in which losses are measured."""
+    try:
+        check_available("bf16", device)
+    except ConfigError as error:
+        console.print(f"left out: {error}")
+        return ["float32"]
+    return ["float32", "bf16"]
+
+
+def trained(
+    config: Config, device: str, episodes: int, precision: Precision = "float32"
+) -> dict[str, Any]:
     """Seconds of every stage of a whole training, and the success of its agent in both modes."""
     with tempfile.TemporaryDirectory() as folder:
-        agent = ami.train(config, out=Path(folder) / "run", device=device)
+        agent = ami.train(config, out=Path(folder) / "run", device=device, precision=precision)
         seconds = manifest_of(Path(folder) / "run")["seconds"]
     modes = {
         mode: ami.evaluate(agent, config.eval_env, mode=mode, episodes=episodes)["final_success"]
@@ -112,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", action="store_true", help="compiled plans too")
+    parser.add_argument("--short", action="store_true", help="no whole training")
     parser.add_argument("--recipe", default="two-rooms")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--json", type=Path)
@@ -119,23 +137,32 @@ def main() -> None:
     device, config = resolve_device(flags.device), recipes.recipe(flags.recipe)
     speed = PlanningSpeed(run=str(SHIPPED), num_envs=(1, 1024), compile=flags.compile)
     figures: dict[str, Any] = {"device": device, "actions per second": speed.measure(console)}
-    uses = stage_uses(config, device)
-    figures["updates"] = {name: use._asdict() for name, use in uses.items()}
-    rows = [
-        [name, f"{use.updates_per_second:,.1f}",
-         "-" if use.busy is None else f"{100 * use.busy:.0f} %",
-         "-" if use.waits is None else str(use.waits)]
-        for name, use in uses.items()
-    ]  # fmt: skip
-    columns = ["stage", "updates per second", "device busy", "waits of the host in an update"]
-    print_table(console, f"{flags.recipe} on {device}", columns, rows)
-    figures["training"] = training = trained(config, device, flags.episodes)
-    rows = [[name, f"{seconds:.1f}"] for name, seconds in training["seconds"].items()]
-    rows.append(["all", f"{sum(training['seconds'].values()):.1f}"])
-    print_table(console, f"{flags.recipe}, trained on {device}", ["stage", "seconds"], rows)
-    for mode, success in training["success"].items():
-        low, high = success["ci95"]
-        console.print(f"{mode}: {success['mean']:.1%} [{low:.1%}, {high:.1%}]")
+    precisions, all_rows = available(device, console), []
+    figures["updates"] = {}
+    for precision in precisions:
+        with losses_in(precision):
+            uses = stage_uses(config, device)
+        figures["updates"][precision] = {name: use._asdict() for name, use in uses.items()}
+        all_rows += [
+            [name, precision, f"{use.updates_per_second:,.1f}",
+             "-" if use.busy is None else f"{100 * use.busy:.0f} %",
+             "-" if use.waits is None else str(use.waits)]
+            for name, use in uses.items()
+        ]  # fmt: skip
+    columns = ["stage", "losses in", "updates per second", "device busy",
+               "waits of the host in an update"]  # fmt: skip
+    print_table(console, f"{flags.recipe} on {device}", columns, all_rows)
+    figures["training"] = {}
+    for precision in () if flags.short else precisions:
+        found = trained(config, device, flags.episodes, precision)
+        figures["training"][precision] = found
+        rows = [[name, f"{seconds:.1f}"] for name, seconds in found["seconds"].items()]
+        rows.append(["all", f"{sum(found['seconds'].values()):.1f}"])
+        title = f"{flags.recipe}, trained on {device}, losses in {precision}"
+        print_table(console, title, ["stage", "seconds"], rows)
+        for mode, success in found["success"].items():
+            low, high = success["ci95"]
+            console.print(f"{mode}: {success['mean']:.1%} [{low:.1%}, {high:.1%}]")
     if flags.json:
         write_json(flags.json, figures)
 

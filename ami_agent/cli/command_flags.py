@@ -25,6 +25,7 @@ from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
 from ami_agent.hardware import num_cores
 from ami_agent.storage.run_dir import write_json
 from ami_agent.training import LoadDataset
+from ami_agent.training.precision import Precision
 from modules.types import EPISODES, SEEDS, BadSetting, ConfigError, Settings, shorten
 
 Device: TypeAlias = str
@@ -86,6 +87,9 @@ class TrainFlags(RecipeFlags):
     """Continue a run that was interrupted, with its settings and its seed: other flags need not be
     given again."""
     device: Device = "auto"
+    precision: Precision | None = None
+    """Of the networks of the losses: float32, the default, or bf16 (bfloat16 in matrix products),
+    which is for GPUs. Planning and evaluation are float32; --resume keeps that of the run."""
     episodes: Annotated[int, EPISODES] = 100
     """Episodes of the evaluation at the end."""
     save_every: Annotated[float, (0.0, 1e9)] = 60.0

@@ -61,8 +61,9 @@ from ami_agent.probing.scorecard import compute_scorecard
 from ami_agent.recipes import ENV_RECIPES, RECIPE_IMPORTS, RECIPES, recipe
 from ami_agent.storage import run_dir
 from ami_agent.storage.files import locked
-from ami_agent.train import check, train
+from ami_agent.train import check, run_precision, train
 from ami_agent.training import LoadDataset, distributed
+from ami_agent.training.precision import check_available
 from ami_agent.user_components import allow_components, needs_files
 from modules.types import ConfigError, DivergenceError
 
@@ -201,9 +202,11 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     with _advice_on_env(name, config, flags.config):
         check(flags.config, out, flags.seed, flags.resume)
     device = distributed.own_device(resolve_device(flags.device))
+    check_available(run_precision(flags.precision, out, flags.resume), device)
     check_step(flags.config.env)
     train_agent = partial(
         train, flags.config, out=out, seed=flags.seed, device=device, resume=flags.resume,
+        precision=flags.precision,
         save_every=flags.save_every, eval_episodes=flags.eval_every_stage,
         keep_replay_buffer=flags.keep_replay_buffer,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 config.json     the complete settings
 spaces.json     the spaces of the environment in which the agent was trained
-manifest.json   seed, device, versions, commit, seconds per stage
+manifest.json   seed, device, precision, versions, commit, seconds per stage
 metrics.jsonl   every logged metric; TensorBoard's events beside it
 checkpoints/    weights (safetensors and JSON, checksummed)
 replay/         the collected steps of the replay buffer in chunks, during training
@@ -37,6 +37,7 @@ from ami_agent.argument_checks import check_device, check_path
 from ami_agent.config import Config, buffer_steps, build
 from ami_agent.memory_estimate import check_planning
 from ami_agent.storage import checkpoint, files
+from ami_agent.training.precision import Precision, check_precision
 from ami_agent.user_components import allow_components
 from modules.types import ConfigError
 
@@ -103,13 +104,14 @@ def _env_id(run: Path) -> str:
 
 
 def create(
-    run: Path, config: Config, seed: int, device: str, spec: EnvironmentSpec | None = None
-) -> None:
+    run: Path, config: Config, seed: int, device: str, spec: EnvironmentSpec | None = None,
+    precision: Precision = "float32",
+) -> None:  # fmt: skip
     """Creates a run folder; `spec`: of the environment in which the agent is trained."""
     run.mkdir(parents=True, exist_ok=True)
     if spec is not None and (written := env_spec.to_json(spec)):
         write_json(run / SPACES, written)
-    write_json(run / "manifest.json", manifest(seed, device))
+    write_json(run / "manifest.json", manifest(seed, device, precision))
     write_json(run / "config.json", config_io.to_json(config))  # last: it makes the folder a run
 
 
@@ -176,6 +178,7 @@ def manifest_of(run: Path) -> dict[str, Any]:
     threads = manifest.get("threads", 1)
     if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS:
         raise ConfigError(f"{source}: threads must be a number from 1 to {MAX_THREADS}")
+    check_precision(f"{source}: precision", manifest.get("precision", "float32"))
     seconds = manifest.get("seconds")
     if not isinstance(seconds, dict) or not all(map(files.is_number, seconds.values())):
         raise ConfigError(f"{source} has no seconds of its stages: they must be numbers")
@@ -199,6 +202,11 @@ def threads_of(run: Path) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def precision_of(run: Path) -> Precision:
+    """The precision with which the run began."""
+    return manifest_of(run).get("precision", "float32")  # type: ignore[no-any-return]
 
 
 def last_metrics(run: Path, stage: str) -> dict[str, Any]:
@@ -230,11 +238,12 @@ def recorded_steps(run: Path, config: Config, env: EnvConfig, task: str = "") ->
     return {m: float(n) for m, n in found.items() if files.is_number(n) and 0 < n < MAX_STEPS}  # type: ignore[operator,arg-type]
 
 
-def manifest(seed: int, device: str) -> dict[str, Any]:
+def manifest(seed: int, device: str, precision: Precision = "float32") -> dict[str, Any]:
     """Everything needed to reproduce a run's results, besides its settings."""
     return {
         "seed": seed,
         "device": device,
+        "precision": precision,
         "threads": torch.get_num_threads(),
         "commit": source_commit(),
         "python": platform.python_version(),

@@ -35,6 +35,7 @@ from ami_agent.training.critics import (
 from ami_agent.training.hindsight import SamplesTrajectories, check_reward_fn, with_hindsight
 from ami_agent.training.jepa import TrainJEPA
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.precision import full
 from ami_agent.user_components import class_name
 from modules.actor.planning.evaluator import safe_std
 from modules.actor.policy import ActionSpace, OneHotActions, PolicyProposal
@@ -334,7 +335,7 @@ class ActorCriticRun(SGDStageRun):
     def _loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         agent = self.agent
         with torch.no_grad():
-            state = self._sample_states(generator)
+            state = full(self._sample_states(generator))
         if self.context is None:
             self.context = agent.configurator.context(self.task, torch.zeros_like(state))
         context, self.latest_values = self.context, None

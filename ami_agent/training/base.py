@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.adapters.make import check_options
 from ami_agent.agent import Agent
-from ami_agent.training import distributed
+from ami_agent.training import distributed, precision
 from ami_agent.training.optim import OptimConfig, clip_gradients
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import EpisodeMemory, ShortTermMemory
@@ -182,7 +182,7 @@ class SGDStageRun(StageRun):
         for parameter in self.parameters:  # `zero_grad` takes as long as the optimizer's step
             parameter.grad = None
         with distributed.draws_again(self.generator):
-            terms = self.loss(self.generator)
+            terms = precision.in_precision(self.loss, self.generator, self.parameters[0].device)
             weights = {name: self.weights.get(name, 1.0) for name in terms}
             # a term without weight needs no backward pass
             total = torch.stack([w * terms[name] for name, w in weights.items() if w]).sum()

@@ -25,6 +25,7 @@ from ami_agent.training.base import (
 from ami_agent.training.chance_steps import split_at_chance
 from ami_agent.training.critics import LagrangeMultiplier, critic_of, quasimetric_loss
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.precision import full
 from ami_agent.user_components import class_name
 from modules.actor.planning.risk import latin_hypercube
 from modules.actor.subgoals import LandmarkGraph, LandmarkGraphConfig
@@ -66,7 +67,7 @@ def hjepa_level_loss(
     `[B, T, M]`."""
     states, actions, valid = window
     valid = valid_macro_steps(valid, level.num_steps)
-    level_states = level.state_encoder(states[:, :: level.num_steps])
+    level_states = full(level.state_encoder(states[:, :: level.num_steps]))
     macro_actions = level.encode_actions(actions)
     model = level.world_model
     noise_shape = (*macro_actions.shape[:2], model.latent.noise_dim)

@@ -29,6 +29,7 @@ from ami_agent.training.collect import CollectWithPlanner
 from ami_agent.training.distributed import split
 from ami_agent.training.hindsight import SamplesTrajectories
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.precision import full
 from ami_agent.training.representation_losses import (
     OPTIONAL_TERMS,
     LossWeights,
@@ -98,11 +99,11 @@ class JEPALoss:
         shape = (actions.shape[0], actions.shape[1] + 1)
         flat_obs = tree_map(lambda part: part.flatten(0, 1), trajectory.obs)
         features = self.perceive(flat_obs)
-        states = unroll_memory(memory, features.unflatten(0, shape))  # [B, T + 1, D]
+        states = full(unroll_memory(memory, features.unflatten(0, shape)))  # [B, T + 1, D]
         target_features = self.target_fn(flat_obs, features)
         # targets without gradient train no short-term memory either
         with torch.set_grad_enabled(target_features.requires_grad):
-            targets = unroll_memory(memory, target_features.unflatten(0, shape))
+            targets = full(unroll_memory(memory, target_features.unflatten(0, shape)))
         valid = states_from_steps(trajectory.valid)
         valid_states, valid_steps = ValidSteps(valid), ValidSteps(trajectory.valid)
         valid_pairs = ValidSteps(None if trajectory.valid is None else trajectory.valid[:, 1:])

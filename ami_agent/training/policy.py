@@ -30,6 +30,7 @@ from ami_agent.training.base import (
 )
 from ami_agent.training.distributed import gather, share, share_rows, share_size, world
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.precision import full
 from ami_agent.user_components import class_name
 from modules.actor.planning.evaluator import safe_std
 from modules.actor.policy import Policy, PolicyProposal
@@ -131,7 +132,8 @@ def _states_in_task(
     """Observations `[B, *O]` as states under a task, and the task's context with goals: in place of
     a goal of the environment, the neighbour in a group of `goal_group` states; in place of the
     current state, the state itself."""
-    state = agent.encode(obs, agent.configurator.modality_weights(task_spec.to_task(None, "plan")))
+    weights = agent.configurator.modality_weights(task_spec.to_task(None, "plan"))
+    state = full(agent.encode(obs, weights))
     neighbour = state.unflatten(0, (-1, goal_group)).roll(1, 1).flatten(0, 1)
     goals = {"env": neighbour, "current": state, "none": torch.zeros_like(state)}
     task = task_spec.to_task(None if task_spec.goal_source == "none" else obs, "plan")

@@ -26,6 +26,8 @@ When it is not used.
   mode, whose changes PyTorch does not count, are treated alike.
 - Functions that are traced, to be compiled (`modules/compiled.py`): the compiled function must read
   the weights anew in each call.
+- Autocast: a pullback runs after the forward pass, outside of autocast, and would meet tensors of
+  other types.
 - Subclasses: callers ask with `own_method`, which finds a method only in the class that defines
   it, because a subclass may have another `forward`. A subclass that keeps the version by hand
   correct defines the method again.

@@ -64,17 +64,19 @@ Value = TypeVar("Value")
 class DerivedFromWeights(Generic[Value]):
     """A value that is computed from weights alone, kept until a weight changes. There is none for
     weights that take a gradient: a fused optimizer changes them without counting up their
-    version, and the gradient of the weights would be missing."""
+    version, and the gradient of the weights would be missing. Nor is there under autocast."""
 
     def __init__(self) -> None:
         # one value, so that threads may share it
         self.kept: tuple[Any, Value | None, list[Tensor]] = None, None, []
 
     def get(self, weights: Sequence[Tensor], make: Callable[[], Value]) -> Value | None:
-        """The result of `make` for the weights as they are; None if a weight takes a gradient, or
-        a function is being traced."""
-        if tracing.active or any(
-            weight.requires_grad or weight.is_inference() for weight in weights
+        """The result of `make` for the weights as they are; None if a weight takes a gradient, a
+        function is being traced, or autocast is on."""
+        if (
+            tracing.active
+            or any(weight.requires_grad or weight.is_inference() for weight in weights)
+            or torch.is_autocast_enabled(weights[0].device.type)
         ):
             return None
         key = [(weight.data_ptr(), weight._version) for weight in weights]
