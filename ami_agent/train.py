@@ -52,35 +52,37 @@ BUFFER_PARTS = ("buffer", "start")
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The options of `train`: what a run logs, saves and keeps. None changes what is learnt."""
+    """The options of `train`: the precision of its losses, and what a run logs, saves and keeps,
+    which does not change what is learnt."""
 
     logger: Logger | None = None
     save_every: float = 60.0
     eval_episodes: int = 0
     keep_replay_buffer: bool = False
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
+        if self.precision is not None:
+            check_precision("precision", self.precision)
         check_count("eval_episodes", self.eval_episodes, 0)
         validate_ranges(self, save_every=(0.0, inf))
 
 
 def train(
     config: Config, *, out: Path | str, seed: int = 0, device: torch.device | str = "cpu",
-    resume: bool = False, precision: Precision | None = None, **options: Any,
+    resume: bool = False, **options: Any,
 ) -> Agent:  # fmt: skip
     """Trains an agent in the run folder `out` and returns it.
 
     The seed decides everything: on a CPU, a run that was killed and resumed ends with the same
     weights and the same log as one that was not.
 
-    `precision`: "float32", the default, or "bf16": then the networks of the losses compute in
-    bfloat16, on devices that have it. Planning and evaluation never do. A run that is resumed keeps
-    its own.
-
     Options, by keyword (`RunOptions`): `logger`, by default one that writes into the run folder and
     prints nothing. `save_every`: seconds between checkpoints within a stage, by default 60.
     `eval_episodes`: if not 0, Mode-2 is evaluated in so many episodes after every stage, whose time
     is not counted. `keep_replay_buffer`: if True, the replay buffer stays in the run folder.
+    `precision`: "float32", or "bf16" for networks of losses that compute in bfloat16; by default
+    float32, or that of the run that is resumed.
 
     Only one process at a time can train in a folder; ConfigError names the one that does. Ctrl-C
     saves a checkpoint and raises Interrupted, a KeyboardInterrupt. Processes that torchrun has
@@ -89,7 +91,7 @@ def train(
     run_options = RunOptions(**options)
     check(config, out, seed, resume)
     check_device(device)
-    precision = run_precision(precision, Path(out), resume)
+    precision = run_precision(run_options.precision, Path(out), resume)
     check_available(precision, device)
     device = distributed.own_device(device)
     tune_malloc()
@@ -140,8 +142,6 @@ def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
 def run_precision(precision: Precision | None, run: Path, resume: bool) -> Precision:
     """The precision of a run, where None stands for that of the run that is resumed, or float32.
     ConfigError where a run is to be resumed in another."""
-    if precision is not None:
-        check_precision("precision", precision)
     if not resume:
         return precision or "float32"
     before = run_dir.precision_of(run)

@@ -174,7 +174,7 @@ JOB = Job("one", ami.recipes.two_rooms(), Path("out"), seed=0, episodes=1, devic
 
 @pytest.fixture
 def requests(monkeypatch):
-    """What is asked of a Ray that has two nodes; nothing runs."""
+    """The requests to a Ray that has two nodes; nothing runs."""
     found: list[dict[str, Any]] = []
 
     def remote(**options: Any) -> Callable[..., Any]:
