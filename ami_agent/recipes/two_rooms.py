@@ -151,7 +151,9 @@ def two_rooms_random() -> Config:
             "train_goal_critic": TrainQuasimetric(
                 group_size=32, optim=OptimConfig(steps=1000, batch_size=128)
             ),
-            "distill_paths": DistillShortestPaths(),
+            "distill_paths": DistillShortestPaths(
+                num_graphs=320, optim=OptimConfig(steps=3000, batch_size=256, lr=2e-3)
+            ),
             # enough steps to meet the wall
             "planner_rollouts": CollectWithPlanner(steps=20),
             "finetune_dynamics": FinetuneDynamics(),

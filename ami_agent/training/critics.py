@@ -184,8 +184,9 @@ class DistillShortestPaths(SGDStage):
     """States of each graph."""
     group_size: Annotated[int, BATCH] = 32
     """States, and as many goals, of one graph in a batch; each state is paired with each goal."""
-    edge_length: Annotated[float, (0.0, 1e6)] = 2.0
-    """Distance in steps, by the critic before this stage, up to which two states are joined."""
+    edge_length: Annotated[float, (0.0, 1e6)] = 1.5
+    """Distance in steps, by the critic before this stage, up to which two states are joined. A
+    longer edge may lead through a thin wall, and one wrong edge makes the wall passable."""
 
     def check(self, config: Config, name: str) -> None:
         check_goal_critic(config, name)
