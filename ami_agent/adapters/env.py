@@ -144,6 +144,9 @@ class EnvConfig:
     image_downsample: int = 1
     """Images become smaller by this factor: each pixel is the mean over a square of so many a
     side."""
+    plain_rendering: bool = False
+    """Whether an environment of MuJoCo draws without shadows, reflections and antialiasing, which
+    is many times as fast without a GPU."""
     out_of_bounds: OutOfBounds = "pass"
     """How numbers outside the Box of an observation are treated: used as they are, with a warning,
     clipped to the Box, or refused, which ends the run."""

@@ -32,6 +32,7 @@ from ami_agent.adapters import fault_tolerance as faults
 from ami_agent.adapters.goal_env import GoalInInfo
 from ami_agent.adapters.imports import absolute_import, choose_gl_backend, import_path
 from ami_agent.adapters.numpy_random import OwnNumpyRandom
+from ami_agent.adapters.plain_rendering import PlainRendering
 from ami_agent.adapters.tensors import NUMERIC_KINDS
 from ami_agent.adapters.vector_env import MergedInfos, SingleEnv, as_next_step
 from ami_agent.storage.files import parse_json
@@ -142,7 +143,8 @@ def make(config: EnvConfig, num_envs: int, options: Mapping[str, Any]) -> Vector
     has_wrappers = bool(build_wrappers(config))
     if is_auto and has_wrappers and hasattr(native_entry_point(config.id), "behaviour_action"):
         raise ConfigError(
-            "max_episode_steps, action_repeat, frame_stack or goal_from_obs would step "
+            "max_episode_steps, action_repeat, frame_stack, goal_from_obs or plain_rendering would "
+            "step "
             f"{config.id} one by one, "
             "without the reference policies and interoception that it has as a batch: set its own "
             "keyword arguments (--env.options max_episode_steps 30), or do without them "
@@ -286,6 +288,8 @@ def build_wrappers(config: EnvConfig) -> list[Callable[[Any], Any]]:
     wrappers: list[Callable[[Any], Any]] = []
     if config.own_numpy_random:
         wrappers.append(OwnNumpyRandom)
+    if config.plain_rendering:
+        wrappers.append(PlainRendering)
     if config.reset_options:
         wrappers.append(partial(ResetOptions, options=config.reset_options))
     if config.goal_from_obs:
