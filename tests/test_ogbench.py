@@ -16,7 +16,8 @@ from ami_agent.bench import suites
 from ami_agent.bench.ogbench_references import PUBLISHED, PUBLISHED_LEARNERS, reference_policies
 from ami_agent.cli.main import main
 from ami_agent.data import make_ogbench as data
-from ami_agent.data.make_ogbench import make_ogbench, point_maze_data
+from ami_agent.data import ogbench_cubes
+from ami_agent.data.make_ogbench import make_ogbench, ogbench_data, point_maze_data
 from ami_agent.evaluation.evaluate import evaluate_policies
 from ami_agent.recipes import robotics
 from ami_agent.recipes.ogbench import DEFAULT_DATASET, official_env, official_tasks
@@ -33,14 +34,18 @@ MEDIUM = "pointmaze-medium-navigate"
         (MEDIUM, 1000, 1001),
         ("pointmaze-giant-navigate-v0", 500, 2001),
         ("pointmaze-teleport-stitch", 5000, 201),
+        ("cube-single-play", 1000, 1001),
+        ("cube-triple-noisy-v0", 3000, 1001),
     ],
 )
 def test_a_data_set_has_its_official_size(name, episodes, steps):
-    found = point_maze_data(name)
+    found = ogbench_data(name)
     assert (found.episodes, found.steps, found.num_validation) == (episodes, steps, episodes // 10)
 
 
-@pytest.mark.parametrize("name", ["pointmaze-tiny-navigate", "antmaze-medium-navigate", ""])
+@pytest.mark.parametrize(
+    "name", ["pointmaze-tiny-navigate", "antmaze-medium-navigate", "cube-single-stitch", ""]
+)
 def test_other_data_sets_are_refused_in_one_line(name, tmp_path):
     with pytest.raises(ConfigError, match="can't be made here") as error:
         make_ogbench(name, tmp_path / "x.npz", console=Console(file=io.StringIO()))
@@ -168,6 +173,64 @@ def test_data_that_were_interrupted_continue_to_the_same_file(package, tmp_path,
     half = made(tmp_path / "half.npz")
     assert (walked, again) == ([0], [1])
     assert all((half[name] == whole[name]).all() for name in data.DTYPES)
+
+
+CUBE = "cube-single-play"
+EFFECTOR, OPENING, BLOCK = slice(12, 15), 17, slice(19, 22)  # positions are in decimetres
+
+
+def test_data_of_cubes_have_the_layout_that_the_package_reads(package, tmp_path, monkeypatch):
+    import ogbench
+
+    monkeypatch.setattr(ogbench_cubes, "STEPS", 21)
+    arrays = made(tmp_path / "d.npz", CUBE, episodes=10)
+    assert {name: (part.shape, part.dtype.type) for name, part in arrays.items()} == {
+        "observations": ((210, 28), np.float32),
+        "actions": ((210, 5), np.float32),
+        "terminals": ((210,), np.bool_),
+        "qpos": ((210, 21), np.float32),
+        "qvel": ((210, 20), np.float32),
+    }
+    theirs, validation = ogbench.make_env_and_datasets(
+        f"{CUBE}-v0", dataset_path=str(tmp_path / "d.npz"), dataset_only=True
+    )
+    assert len(theirs["observations"]) == 200
+    assert len(validation["observations"]) == 20
+
+
+@pytest.mark.parametrize("name", [CUBE, "cube-double-noisy"])
+def test_an_episode_of_cubes_depends_on_its_seed_and_index_alone(package, name, monkeypatch):
+    monkeypatch.setattr(ogbench_cubes, "STEPS", 130)  # beyond the first block's new place
+    recorder = ogbench_data(name).recorder()
+    recorder.episode(3, 0)
+    after_another, other_seed = recorder.episode(3, 1), recorder.episode(4, 1)
+    alone = ogbench_data(name).recorder().episode(3, 1)
+    assert all((after_another[part] == alone[part]).all() for part in data.DTYPES)
+    assert not (other_seed["actions"] == alone["actions"]).all()
+
+
+@pytest.mark.parametrize("rule", ["play", "noisy"])
+def test_the_arm_carries_the_block_from_place_to_place(package, rule):
+    obs = ogbench_data(f"cube-single-{rule}").recorder().episode(0, 0)["observations"]
+    is_lifted = obs[:, BLOCK][:, 2] > 0.6
+    assert 0.1 < is_lifted.mean() < 0.6
+    in_hand = np.linalg.norm(obs[:, EFFECTOR] - obs[:, BLOCK], axis=1)[is_lifted]
+    assert np.median(in_hand) < 0.2
+    lifts = (is_lifted[1:] & ~is_lifted[:-1]).nonzero()[0]
+    places = obs[lifts][:, BLOCK][:, :2]
+    assert len(places) >= 5  # of about a hundred steps each
+    assert np.linalg.norm(np.diff(places, axis=0), axis=1).mean() > 1
+
+
+def test_actions_of_noisy_data_vary_more_than_those_of_play(package, monkeypatch):
+    monkeypatch.setattr(ogbench_cubes, "STEPS", 200)
+    change = {
+        rule: np.abs(
+            np.diff(ogbench_data(f"cube-single-{rule}").recorder().episode(0, 0)["actions"], axis=0)
+        ).mean()
+        for rule in ("play", "noisy")
+    }
+    assert change["noisy"] > 1.5 * change["play"]
 
 
 def test_the_official_tasks_begin_and_end_where_the_benchmark_says(package):

@@ -1,11 +1,11 @@
-"""Point-maze data of OGBench (Park et al. 2025, arXiv 2410.20092), made again by the package's own
-rule: its environment, its oracle subgoals, noise of 0.5 on every action. They are not the files
-that OGBench publishes: those were drawn with unknown seeds."""
+"""Data of OGBench (Park et al. 2025, arXiv 2410.20092), made again by the package's own rule. They
+are not the files that OGBench publishes: those were drawn with unknown seeds. The rule of the point
+mazes is here: its environment, its oracle subgoals, noise of 0.5 on every action."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -18,57 +18,55 @@ import numpy as np
 from rich.console import Console
 
 from ami_agent.adapters.imports import choose_gl_backend
-from ami_agent.adapters.numpy_random import numpy_random_of
+from ami_agent.data.ogbench_cubes import EPISODES, cube_data
+from ami_agent.data.ogbench_episodes import DTYPES, Arrays, EpisodeRecorder, OGBenchData
 from ami_agent.logger import ConsoleLogger
 from ami_agent.storage import files
 from modules.types import ConfigError
 
 Cell: TypeAlias = tuple[int, int]  # row and column of the maze
-Arrays: TypeAlias = dict[str, np.ndarray]
 
 MAZES = ("medium", "large", "giant", "teleport")
 NOISE = 0.5  # standard deviation of each component of an action, whose limits are -1 and 1
 STITCH_DISTANCE = 4  # cells from the start of an episode to its goal
 BLOCK = 20  # episodes that are written together; what is done survives an interruption
 NEIGHBOURS = ((-1, 0), (0, -1), (1, 0), (0, 1))
-DTYPES: Mapping[str, type] = {
-    "observations": np.float32,
-    "actions": np.float32,
-    "terminals": np.bool_,
-    "qpos": np.float32,
-    "qvel": np.float32,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointMazeData:
-    """One of OGBench's data sets: the maze, the rule for goals, and its official size."""
+class PointMazeData(OGBenchData):
+    """The maze and the rule for goals."""
 
     maze: str
     rule: str  # "navigate": a new goal when one is reached; "stitch": one goal nearby
-    episodes: int
-    steps: int  # rows of an episode, the last one's action leads nowhere that is recorded
 
     @property
     def env_id(self) -> str:
         return f"pointmaze-{self.maze}-v0"
 
-    @property
-    def num_validation(self) -> int:
-        """Episodes of the validation file."""
-        return self.episodes // 10
+    def recorder(self) -> Walker:
+        return Walker(self)
 
 
-def point_maze_data(dataset: str, episodes: int = 0) -> PointMazeData:
+def ogbench_data(dataset: str, episodes: int = 0) -> OGBenchData:
     """The data set of that name, "pointmaze-giant-navigate" with or without "-v0"; `episodes`: of
-    training, 0 is the official number. ConfigError for another name."""
-    found = re.fullmatch(r"pointmaze-(\w+)-(navigate|stitch)(-v0)?", dataset)
-    if not found or found[1] not in MAZES:
+    training, 0 is the official number. ConfigError for one that can't be made."""
+    found = point_maze_data(dataset, episodes) or cube_data(dataset, episodes)
+    if found is None:
         raise ConfigError(
             f"data set {dataset!r} can't be made here: pointmaze-MAZE-RULE can, where MAZE is "
-            f"{', '.join(MAZES)} and RULE is navigate or stitch; others need policies that OGBench "
-            "does not ship, so download their files"
+            f"{', '.join(MAZES)} and RULE is navigate or stitch, and cube-NUMBER-RULE, where "
+            f"NUMBER is {', '.join(EPISODES)} and RULE is play or noisy; for others download "
+            "OGBench's files"
         )
+    return found
+
+
+def point_maze_data(dataset: str, episodes: int = 0) -> PointMazeData | None:
+    """As `ogbench_data`; None for a name that is none of a point maze."""
+    found = re.fullmatch(r"pointmaze-(\w+)-(navigate|stitch)(-v0)?", dataset)
+    if not found or found[1] not in MAZES:
+        return None
     maze, rule = found[1], found[2]
     if rule == "stitch":
         size, steps = 5000, 201
@@ -97,7 +95,7 @@ def make_ogbench(
     """Writes the training episodes to `out` and a tenth as many to OUT-val.npz, in the layout of
     OGBench. Finished blocks of episodes are kept in a folder beside `out` until then, and a command
     that was interrupted continues. `episodes`: of training; 0 is the official number."""
-    data = point_maze_data(dataset, episodes)
+    data = ogbench_data(dataset, episodes)
     if out.suffix != ".npz":
         raise ConfigError(f"{out} must end in .npz, as OGBench's files do")
     check_ogbench()
@@ -109,12 +107,12 @@ def make_ogbench(
         parts = [folder / f"{first:05d}.npz" for first in range(0, total, BLOCK)]
         done = [_is_readable(part) for part in parts]
         with logger.progress(f"make {dataset}", total, min(total, BLOCK * sum(done))) as bar:
-            walker = Walker(data)
+            recorder = data.recorder()
             for first, part, is_done in zip(range(0, total, BLOCK), parts, done, strict=True):
                 if is_done:
                     continue
                 block = range(first, min(first + BLOCK, total))
-                _write(part, [walker.episode(seed, index) for index in block], compress=False)
+                _write(part, [recorder.episode(seed, index) for index in block], compress=False)
                 bar.advance(len(block))
         rows = [_read(part) for part in parts]
         everything = {name: np.concatenate([row[name] for row in rows]) for name in DTYPES}
@@ -150,9 +148,8 @@ def _write(path: Path, episodes: list[Arrays], compress: bool = True) -> None:
         save(file, **arrays)
 
 
-class Walker:
-    """A noisy walker in OGBench's own environment: each action is the direction to the oracle's
-    next subgoal, plus noise. An episode depends on the seed and its index alone."""
+class Walker(EpisodeRecorder):
+    """A noisy walker: each action is the direction to the oracle's next subgoal, plus noise."""
 
     def __init__(self, data: PointMazeData) -> None:
         self.data = data
@@ -177,16 +174,7 @@ class Walker:
         subgoal, _ = self.env.get_oracle_subgoal(ij_to_xy(here), ij_to_xy(goal))
         return np.asarray(subgoal)
 
-    def episode(self, seed: int, index: int) -> Arrays:
-        """The rows of one episode, each `[T, *]`."""
-        draws = np.random.SeedSequence([seed, index]).generate_state(1)[0]
-        with numpy_random_of(np.random.RandomState(draws)):  # OGBench draws from the global one
-            rows = list(self._rows())
-        columns = zip(DTYPES.items(), zip(*rows, strict=True), strict=True)
-        return {name: np.asarray(column, dtype=dtype) for (name, dtype), column in columns}
-
     def _rows(self) -> Iterator[tuple[Any, ...]]:
-        """Observation, action, whether the episode ends, position and velocity, for each step."""
         env, draw = self.env, np.random.mtrand._rand
         start = _choice(draw, self.free)
         goal = _choice(draw, self._near(start) if self.data.rule == "stitch" else self.junctions)
