@@ -14,6 +14,7 @@ from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.training import GoalConditionedBC, TrainQuasimetric
 from ami_agent.training.base import encode_buffer
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.policy import behaviour_cloning_loss
 from ami_agent.validate import check_stages
 from modules.actor.policy import BoxActions, PolicyConfig
 from modules.configurator import TaskSpec
@@ -69,6 +70,41 @@ def test_successful_actions_are_imitated_and_only_the_policy_is_trained():
     after = agent.state_dict()
     moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
     assert moved == {"policy"}
+
+
+def test_with_a_discount_near_goals_are_drawn_more_often():
+    generator = torch.Generator().manual_seed(0)
+    mean = {}
+    for discount in (1.0, 0.9, 0.0):
+        offsets = replace(STAGE, max_goal_offset=50, discount=discount).draw_offsets(
+            20_000, generator
+        )
+        assert offsets.min() == 1
+        assert offsets.max() <= 50
+        mean[discount] = float(offsets.float().mean())
+    weights = 0.9 ** torch.arange(50)
+    expected = {
+        1.0: 25.5,
+        0.9: float((weights * torch.arange(1, 51)).sum() / weights.sum()),
+        0.0: 1,
+    }
+    assert mean == pytest.approx(expected, abs=0.3)
+
+
+def test_by_absolute_errors_the_policy_takes_the_more_frequent_of_two_actions_not_their_mean():
+    state, action = torch.zeros(10, 4), torch.tensor([[0.8]] * 6 + [[-0.8]] * 4)
+    found = {}
+    for absolute in (False, True):
+        torch.manual_seed(0)
+        policy = PolicyConfig(hidden=16).build((4, 1, 1), 1, BoxActions(), 0)
+        optimizer = torch.optim.Adam(policy.parameters(), lr=0.01)
+        for _ in range(300):
+            optimizer.zero_grad()
+            terms = behaviour_cloning_loss(policy, state, state, state[:, :0], action, absolute)
+            terms["bc"].backward()
+            optimizer.step()
+        found[absolute] = float(policy(state, state, state[:, :0])[0].detach())
+    assert found == {False: pytest.approx(0.16, abs=0.02), True: pytest.approx(0.8, abs=0.05)}
 
 
 def test_missing_goals_and_short_episodes_are_reported():

@@ -578,3 +578,18 @@ def test_too_many_parameters_are_refused_before_a_run_is_created(tmp_path, monke
         assert not (tmp_path / "run").exists()
     finally:
         gymnasium.registry.pop("ami-test/Plane-v0", None)
+
+
+def test_numbers_that_goals_are_about_come_first_in_the_state_and_the_others_follow():
+    shapes = {"arm": (3,), "block": (2,)}
+    obs = {"arm": torch.randn(64, 3), "block": torch.randn(64, 2)}
+
+    def state(**settings):
+        perception = MultiModalEncoderConfig(vector_dim=0, **settings).build(shapes)
+        perception.adapt(obs)
+        return perception(obs, {})
+
+    assert torch.equal(state(first=(4, 2)), state()[:, [4, 2, 0, 1, 3]])
+    for wrong in [(1, 1), (5,)]:
+        with pytest.raises(ConfigError, match="different indices below 5"):
+            state(first=wrong)

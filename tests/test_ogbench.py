@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.bench import suites
 from ami_agent.bench.ogbench_references import PUBLISHED, PUBLISHED_LEARNERS, reference_policies
 from ami_agent.cli.main import main
+from ami_agent.config import build
 from ami_agent.data import make_ogbench as data
 from ami_agent.data import ogbench_cubes
 from ami_agent.data.make_ogbench import make_ogbench, ogbench_data, point_maze_data
 from ami_agent.evaluation.evaluate import evaluate_policies
 from ami_agent.recipes import robotics
-from ami_agent.recipes.ogbench import DEFAULT_DATASET, official_env, official_tasks
-from ami_agent.training import OnlineActorCritic
+from ami_agent.recipes.ogbench import DEFAULT_DATASET, official_env, official_tasks, ogbench
+from ami_agent.training import LoadDataset, OnlineActorCritic
 from modules.types import ConfigError
 from tests.conftest import error_line
 
@@ -244,6 +246,30 @@ def test_the_official_tasks_begin_and_end_where_the_benchmark_says(package):
         assert (adapter.goal(info) - goal).abs().max() <= 1
         assert adapter.max_episode_steps()[0] == 1000
         adapter.close()
+
+
+def test_a_goal_of_the_cubes_is_about_the_positions_of_the_blocks_alone(
+    package, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ogbench_cubes, "STEPS", 121)
+    name = "cube-double-play"
+    made(tmp_path / "d.npz", name, episodes=1)
+    config = ogbench(EnvConfig(id=name), LoadDataset(path=str(tmp_path / "d.npz")))
+    with closing(config.env.for_task(config.tasks["task1"]).build(1)) as env:
+        agent = build(config, env.spec)
+        obs, info = env.reset(0)
+    blocks = [19, 20, 21, 28, 29, 30]
+    other = obs.clone()
+    other[:, blocks] += 1
+    moved = (agent.encode(other) - agent.encode(obs))[0].nonzero()[:, 0]
+    assert moved.tolist() == list(range(6))
+    goal = env.goal(info)
+    same_places = goal + 1
+    same_places[:, blocks] = goal[:, blocks]
+    state, no_task = agent.encode(obs), obs.new_zeros(1, 0).float()
+    acts = [agent.policy(state, agent.encode(g), no_task) for g in (goal, same_places, goal + 1)]
+    assert torch.equal(acts[0], acts[1])
+    assert not torch.equal(acts[0], acts[2])
 
 
 def test_names_that_the_package_does_not_have_are_refused_in_one_line(package, capsys):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import gymnasium
 
@@ -12,8 +14,11 @@ from ami_agent.config import Config, override
 from ami_agent.data.make_ogbench import check_ogbench
 from ami_agent.recipes.goals import goals
 from ami_agent.recipes.gym import NO_DATASET
-from ami_agent.training import LoadDataset
+from ami_agent.training import GoalConditionedBC, LoadDataset
+from ami_agent.training.optim import OptimConfig
+from modules.actor.policy import PolicyConfig
 from modules.configurator import TaskSpec
+from modules.cost.goal_critic import FourierQuasimetricConfig
 from modules.types import ConfigError
 
 DEFAULT_DATASET = EnvConfig(id="pointmaze-medium-navigate")
@@ -25,6 +30,10 @@ CHANCE = {
 }
 """For states that are positions alone, so that no motion is faster than the agent's own unless it
 is chance, as in the maze "teleport"; in mazes without it this changes nothing."""
+BLOCKS = {"single": 1, "double": 2, "triple": 3, "quadruple": 4, "octuple": 8}
+ARM_NUMBERS, BLOCK_NUMBERS = 19, 9
+"""Numbers of an observation for the arm, and after them for each block: position, orientation, and
+direction."""
 EXCLUDED = re.compile(r"-singletask-|^online-|^powderworld-")
 """Environments of OGBench that have rewards instead of goals, or actions of another kind."""
 RULES = ("navigate", "stitch", "explore", "play", "noisy")
@@ -40,11 +49,37 @@ def ogbench(env: EnvConfig = DEFAULT_DATASET, data: LoadDataset = NO_DATASET) ->
     if data == NO_DATASET:
         raise ConfigError(
             f"{dataset} needs its recorded data: --data FILE, the file that OGBench publishes, or "
-            f"for point mazes one that `ami data make ogbench {dataset} --out FILE` makes again"
+            "for point mazes and cubes one that "
+            f"`ami data make ogbench {dataset} --out FILE` makes again"
         )
     config = goals(env, data)
-    changes = CHANCE if dataset.startswith("pointmaze") else {}
+    kind, *words = dataset.split("-")
+    changes: Mapping[str, Any] = {"pointmaze": CHANCE, "cube": cubes(words)}.get(kind, {})
     return override(config, {"recipe": "ogbench", "tasks": official_tasks(), **changes})
+
+
+def cubes(words: Sequence[str]) -> dict[str, Any]:
+    """Settings for the cubes: a goal is about the positions of the blocks alone, of which the
+    environment judges success, and the policy imitates what brings a block there soon. The arm has
+    to go to a block before that moves, so landmarks between positions of blocks are no help."""
+    blocks = [ARM_NUMBERS + BLOCK_NUMBERS * block for block in range(BLOCKS.get(words[0], 0))]
+    positions = tuple(start + axis for start in blocks for axis in range(3))
+    size = len(positions)
+    return {
+        "perception.first": positions,
+        "configurator.goal_dims": size,
+        "cost.goal_critic.distance": FourierQuasimetricConfig(frequency_scale=1.0, goal_dims=size),
+        "actor.subgoals": None,
+        "actor.policy": PolicyConfig(hidden=512, relu=True, goal_dims=size),
+        "stages.train_goal_critic.optim.steps": 2000,
+        "stages.select_landmarks": None,
+        "stages.goal_bc": GoalConditionedBC(
+            max_goal_offset=100,
+            discount=0.975,
+            absolute_error=True,
+            optim=OptimConfig(steps=8000, batch_size=256, lr=5e-4),
+        ),
+    }
 
 
 def official_tasks() -> dict[str, TaskSpec]:

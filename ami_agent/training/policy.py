@@ -39,6 +39,7 @@ from modules.memory.replay_buffer import OBS_ONLY
 from modules.types import (
     BATCH,
     ENV_STEPS,
+    FRACTION,
     HORIZON,
     ConfigError,
     Observation,
@@ -52,11 +53,13 @@ if TYPE_CHECKING:
 
 
 def behaviour_cloning_loss(
-    policy: Policy, state: Tensor, goal: Tensor, task_vector: Tensor, action: Tensor
-) -> dict[str, Tensor]:
-    """Imitation of actions `[B, A]` in states `[B, D]`, for goals `[B, D]` and tasks `[B, W]`."""
+    policy: Policy, state: Tensor, goal: Tensor, task_vector: Tensor, action: Tensor,
+    absolute: bool = False,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Imitation of actions `[B, A]` in states `[B, D]`, for goals `[B, D]` and tasks `[B, W]`.
+    `absolute`: by absolute errors instead of squared ones."""
     pre_squash = policy.pre_squash(state, goal, task_vector)
-    return {"bc": policy.action_space.imitation_loss(pre_squash, action).mean()}
+    return {"bc": policy.action_space.imitation_loss(pre_squash, action, absolute).mean()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +152,12 @@ class GoalConditionedBC(SGDStage):
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=3000, batch_size=256))
     max_goal_offset: Annotated[int, HORIZON] = 20
     """Steps, at most, from an action to the state that is taken for its goal."""
+    discount: Annotated[float, FRACTION] = 1.0
+    """A state n steps ahead is the goal as often as this to the power of n: below 1, what leads to
+    a goal soon is imitated more often than what leads to it late."""
+    absolute_error: bool = False
+    """Whether errors count by their absolute value instead of its square. Then the policy takes the
+    median of the recorded actions: where they had several aims, their mean is none of them."""
 
     def check(self, config: Config, name: str) -> None:
         if all(task.goal_source != "env" for task in config.tasks.values()):
@@ -165,18 +174,26 @@ class GoalConditionedBC(SGDStage):
         def loss(generator: torch.Generator) -> dict[str, Tensor]:
             batch = buffer.sample(self.optim.batch_size, self.max_goal_offset, generator)
             states = batch.states
-            size = (len(states),)
-            offsets = torch.randint(1, self.max_goal_offset + 1, size, generator=generator)
+            offsets = self.draw_offsets(len(states), generator)
             offsets = batch.wrap_to_valid(offsets).to(states.device)
             goal = states[torch.arange(len(states), device=states.device), offsets]
             task_vector = condition.to(states).expand(len(states), -1)
             return behaviour_cloning_loss(
-                policy, *share((states[:, 0], goal, task_vector, batch.actions[:, 0].to(states)))
+                policy,
+                *share((states[:, 0], goal, task_vector, batch.actions[:, 0].to(states))),
+                absolute=self.absolute_error,
             )
 
         stage_run = SGDStageRun(policy, loss, self.optim, seed=seed)
         stage_run.log_drawn_fraction(buffer, "the policy", self.max_goal_offset)
         return stage_run
+
+    def draw_offsets(self, count: int, generator: torch.Generator) -> Tensor:
+        """Steps to the goal of each of `count` actions, from 1 to `max_goal_offset`, `[count]`."""
+        if self.discount == 1:
+            return torch.randint(1, self.max_goal_offset + 1, (count,), generator=generator)
+        weights = self.discount ** torch.arange(self.max_goal_offset, dtype=torch.float64)
+        return 1 + weights.multinomial(count, replacement=True, generator=generator)
 
 
 @dataclass(frozen=True, kw_only=True)

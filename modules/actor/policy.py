@@ -49,10 +49,11 @@ class _ContinuousActions(Settings):
         """Unbounded numbers `[..., A]` -> valid actions."""
         raise NotImplementedError
 
-    def imitation_loss(self, raw: Tensor, targets: Tensor) -> Tensor:
+    def imitation_loss(self, raw: Tensor, targets: Tensor, absolute: bool = False) -> Tensor:
         """Squared distance of the squashed numbers to the target actions, both `[..., A]`;
-        `[...]`."""
-        return (self.squash(raw) - targets).square().sum(-1)
+        `[...]`. `absolute`: the sum of absolute differences."""
+        difference = self.squash(raw) - targets
+        return difference.abs().sum(-1) if absolute else difference.square().sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +136,10 @@ class OneHotActions(Settings):
         probs = torch.cat([part.softmax(-1) for part in raw.split(self.sizes, -1)], -1)
         return self.project(probs) + (probs - probs.detach())
 
-    def imitation_loss(self, raw: Tensor, targets: Tensor) -> Tensor:
+    def imitation_loss(self, raw: Tensor, targets: Tensor, absolute: bool = False) -> Tensor:
         """Cross-entropy of the logits and the target actions, both `[..., A]`, sum over the
         choices; `[...]`. A squared distance would be 0 as soon as the target is the most likely
-        option."""
+        option. `absolute` changes nothing: the most likely option is the median's counterpart."""
         log_probs = torch.cat([part.log_softmax(-1) for part in raw.split(self.sizes, -1)], -1)
         return -(targets * log_probs).sum(-1)
 

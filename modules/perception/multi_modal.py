@@ -184,6 +184,9 @@ class MultiModalEncoderConfig(Settings):
     """Fourier features of vectors: a sine and a cosine for each frequency."""
     frequency_scale: Annotated[float, (0.0, 1e6)] = 4.0
     """Standard deviation of the frequencies, in radians per unit of a vector."""
+    first: Annotated[tuple[int, ...], (0, 65_535)] = ()
+    """Numbers of the state, by index, that are moved to its beginning: those that goals are about
+    (`configurator.goal_dims`)."""
 
     def build(self, shapes: ModalityShapes) -> MultiModalEncoder:
         for name, shape in shapes.items():
@@ -201,6 +204,8 @@ class MultiModalEncoder(Encoder):
     `[B, D]`. Each modality has its own part of the state, which its modality weight scales; a
     weight of 0 removes it."""
 
+    order: Tensor  # [D] where numbers are moved; empty otherwise
+
     def __init__(self, config: MultiModalEncoderConfig, shapes: ModalityShapes) -> None:
         super().__init__()
         self.names = {_module_name(name): name for name in shapes}
@@ -208,6 +213,8 @@ class MultiModalEncoder(Encoder):
             {_module_name(n): _branch(part, config) for n, part in shapes.items()}
         )
         self.shape: MapShape = (sum(branch.out for branch in self.branches.values()), 1, 1)  # type: ignore[misc]
+        order = torch.tensor(_order(config.first, self.shape[0]), dtype=torch.long)
+        self.register_buffer("order", order, persistent=False)
 
     @property
     def adapt_sizes(self) -> Mapping[str, int]:
@@ -232,7 +239,21 @@ class MultiModalEncoder(Encoder):
             scale_modality(self.branches[key](parts[name]), modality_weights.get(name, 1))
             for key, name in self.names.items()
         ]
-        return torch.cat(features, 1)
+        state = torch.cat(features, 1)
+        return state.index_select(1, self.order) if len(self.order) else state
+
+
+def _order(first: tuple[int, ...], size: int) -> list[int]:
+    """The indices of `size` numbers with `first` at the beginning; empty where they stay as they
+    are."""
+    if not first:
+        return []
+    if len(set(first)) < len(first) or max(first) >= size:
+        raise ConfigError(
+            f"perception.first is {first}; they must be different indices below {size}, the "
+            "numbers of the state"
+        )
+    return [*first, *(index for index in range(size) if index not in first)]
 
 
 def _module_name(name: str) -> str:
