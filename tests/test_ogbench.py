@@ -212,7 +212,8 @@ def test_an_episode_of_cubes_depends_on_its_seed_and_index_alone(package, name, 
 
 
 @pytest.mark.parametrize("rule", ["play", "noisy"])
-def test_the_arm_carries_the_block_from_place_to_place(package, rule):
+def test_the_arm_carries_the_block_from_place_to_place(package, rule, monkeypatch):
+    monkeypatch.setattr(ogbench_cubes, "STEPS", 400)  # about a hundred for each place
     obs = ogbench_data(f"cube-single-{rule}").recorder().episode(0, 0)["observations"]
     is_lifted = obs[:, BLOCK][:, 2] > 0.6
     assert 0.1 < is_lifted.mean() < 0.6
@@ -220,19 +221,26 @@ def test_the_arm_carries_the_block_from_place_to_place(package, rule):
     assert np.median(in_hand) < 0.2
     lifts = (is_lifted[1:] & ~is_lifted[:-1]).nonzero()[0]
     places = obs[lifts][:, BLOCK][:, :2]
-    assert len(places) >= 5  # of about a hundred steps each
-    assert np.linalg.norm(np.diff(places, axis=0), axis=1).mean() > 1
+    assert len(places) >= 4
+    assert np.ptp(places, axis=0).max() > 1
 
 
-def test_actions_of_noisy_data_vary_more_than_those_of_play(package, monkeypatch):
-    monkeypatch.setattr(ogbench_cubes, "STEPS", 200)
-    change = {
-        rule: np.abs(
-            np.diff(ogbench_data(f"cube-single-{rule}").recorder().episode(0, 0)["actions"], axis=0)
-        ).mean()
-        for rule in ("play", "noisy")
-    }
-    assert change["noisy"] > 1.5 * change["play"]
+def test_noisy_data_are_those_of_the_oracle_with_noise_and_some_random_actions(
+    package, monkeypatch
+):
+    monkeypatch.setattr(ogbench_cubes, "STEPS", 60)
+    recorder = ogbench_data("cube-single-noisy").recorder()
+
+    def actions(noise, random_actions):
+        monkeypatch.setattr(ogbench_cubes, "NOISE", noise)
+        monkeypatch.setattr(ogbench_cubes, "RANDOM_ACTIONS", random_actions)
+        return recorder.episode(0, 0)["actions"]
+
+    oracle, noisy, random = actions(0, 0), actions(0.1, 0), actions(0, 1)
+    assert 0 < np.abs(noisy - oracle)[0].max() < 2
+    assert (np.abs(noisy) <= 1).all()
+    assert random.std() == pytest.approx(3**-0.5, abs=0.05)
+    assert np.abs(np.diff(oracle, axis=0)).mean() < 0.5 * np.abs(np.diff(random, axis=0)).mean()
 
 
 def test_the_official_tasks_begin_and_end_where_the_benchmark_says(package):
@@ -248,6 +256,7 @@ def test_the_official_tasks_begin_and_end_where_the_benchmark_says(package):
         adapter.close()
 
 
+@pytest.mark.filterwarnings("ignore:.*precision lowered")  # by the package's action space
 def test_a_goal_of_the_cubes_is_about_the_positions_of_the_blocks_alone(
     package, tmp_path, monkeypatch
 ):
