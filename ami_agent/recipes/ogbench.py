@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -53,16 +53,20 @@ def ogbench(env: EnvConfig = DEFAULT_DATASET, data: LoadDataset = NO_DATASET) ->
             f"`ami data make ogbench {dataset} --out FILE` makes again"
         )
     config = goals(env, data)
-    kind, *words = dataset.split("-")
-    changes: Mapping[str, Any] = {"pointmaze": CHANCE, "cube": cubes(words)}.get(kind, {})
+    kind, number, *_ = dataset.split("-")
+    changes: Mapping[str, Any] = {}
+    if kind == "pointmaze":
+        changes = CHANCE
+    elif kind == "cube":
+        changes = cubes(BLOCKS[number])
     return override(config, {"recipe": "ogbench", "tasks": official_tasks(), **changes})
 
 
-def cubes(words: Sequence[str]) -> dict[str, Any]:
-    """Settings for the cubes: a goal is about the positions of the blocks alone, of which the
+def cubes(num_blocks: int) -> dict[str, Any]:
+    """Settings for so many cubes: a goal is about the positions of the blocks alone, of which the
     environment judges success, and the policy imitates what brings a block there soon. The arm has
     to go to a block before that moves, so landmarks between positions of blocks are no help."""
-    blocks = [ARM_NUMBERS + BLOCK_NUMBERS * block for block in range(BLOCKS.get(words[0], 0))]
+    blocks = [ARM_NUMBERS + BLOCK_NUMBERS * block for block in range(num_blocks)]
     positions = tuple(start + axis for start in blocks for axis in range(3))
     size = len(positions)
     return {
