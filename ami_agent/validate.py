@@ -91,7 +91,13 @@ def check_envs(config: Config) -> EnvironmentSpec:
             check_same_spaces(spec, other_spec, env)
         except ConfigError as error:
             label = "env and eval_env must be alike" if setting == "eval_env" else setting
-            raise ConfigError(f"{label}: {error}") from None
+            advice = ""
+            if env.image_downsample != config.env.image_downsample:
+                advice = (
+                    f" (--env.image-downsample is {config.env.image_downsample}, "
+                    f"--eval-env.image-downsample {env.image_downsample})"
+                )
+            raise ConfigError(f"{label}: {error}{advice}") from None
     return spec
 
 

@@ -21,7 +21,7 @@ from ami_agent.evaluation.policies import make_random_policy
 from ami_agent.recipes import goals
 from modules.configurator import TaskSpec
 from modules.types import BadSetting, ConfigError
-from tests.conftest import small
+from tests.conftest import error_line, small
 
 ENV = "tests/DrawnStart-v0"
 
@@ -137,6 +137,13 @@ def test_an_agent_is_evaluated_in_the_members_of_its_task():
 def test_episodes_that_the_members_can_not_share_are_refused_in_one_line():
     with pytest.raises(ConfigError, match="5 episodes can't be divided equally among the 2 tasks"):
         evaluate_policies({}, config_of(), 5)
+
+
+def test_such_episodes_are_refused_before_training(tmp_path, capsys):
+    out = tmp_path / "run"
+    message = error_line(capsys, "train", "two-rooms-swm", "--episodes", "10", "--out", out)
+    assert "10 episodes can't be divided equally among the 4 tasks of 'reach'" in message
+    assert not out.exists()
 
 
 def test_a_member_that_is_no_task_is_refused():

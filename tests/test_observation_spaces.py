@@ -158,6 +158,14 @@ def test_a_downsampled_pixel_is_the_mean_over_a_square(shape, dtype, stack, expe
         assert (found[..., row, column].float() - mean).abs().max() <= tolerance
 
 
+def test_means_over_small_bytes_are_not_rounded():
+    space = Box(0, 1, (32, 32, 3), U8)
+    array = space.sample()[None]
+    (found,) = read(space, array, downsample=4).values()
+    assert found.dtype == torch.float32
+    assert float(found.mean()) == pytest.approx(array.mean(), abs=1e-4)
+
+
 def test_only_images_are_downsampled():
     space = spaces.Dict(camera=Box(0, 255, (32, 32, 3), U8), joints=Box(-1, 1, (9,), F32))
     obs = {name: array[None] for name, array in space.sample().items()}
@@ -589,7 +597,7 @@ def test_numbers_that_goals_are_about_come_first_in_the_state_and_the_others_fol
         perception.adapt(obs)
         return perception(obs, {})
 
-    assert torch.equal(state(first=(4, 2)), state()[:, [4, 2, 0, 1, 3]])
+    assert torch.equal(state(leading_dims=(4, 2)), state()[:, [4, 2, 0, 1, 3]])
     for wrong in [(1, 1), (5,)]:
         with pytest.raises(ConfigError, match="different indices below 5"):
-            state(first=wrong)
+            state(leading_dims=wrong)

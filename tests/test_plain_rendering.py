@@ -45,6 +45,15 @@ def test_the_same_scene_is_drawn_without_light_effects():
     assert np.corrcoef(grey, plain_grey)[0, 1] > 0.5  # the same things at the same places
 
 
+def test_renderers_that_exist_are_made_again():
+    env = seen_cheetah()  # it has drawn its first picture
+    env.reset(seed=0)
+    with closing(PlainRendering(env)) as plain:
+        plain.reset(seed=0)
+        viewer = plain.unwrapped.mujoco_renderer.viewer
+        assert viewer.con.offSamples == 0
+
+
 def test_lights_cast_no_shadows():
     env = gymnasium.make("HalfCheetah-v5", render_mode="rgb_array")
     assert env.unwrapped.model.light_castshadow.any()
@@ -56,7 +65,9 @@ def test_lights_cast_no_shadows():
 
 
 def test_an_environment_without_mujoco_is_refused():
-    with pytest.raises(ConfigError, match=r"plain_rendering is True, but .* no MuJoCo model"):
+    with pytest.raises(
+        ConfigError, match=r"plain_rendering is True, but CartPoleEnv has no MuJoCo model"
+    ):
         EnvConfig(id="CartPole-v1", plain_rendering=True).build(1)
     with pytest.raises(ConfigError, match="or plain_rendering would step"):
         EnvConfig(id="ami/TwoRooms-v0", plain_rendering=True).build(1)

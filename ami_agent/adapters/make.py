@@ -144,11 +144,9 @@ def make(config: EnvConfig, num_envs: int, options: Mapping[str, Any]) -> Vector
     if is_auto and has_wrappers and hasattr(native_entry_point(config.id), "behaviour_action"):
         raise ConfigError(
             "max_episode_steps, action_repeat, frame_stack, goal_from_obs or plain_rendering would "
-            "step "
-            f"{config.id} one by one, "
-            "without the reference policies and interoception that it has as a batch: set its own "
-            "keyword arguments (--env.options max_episode_steps 30), or do without them "
-            "(--env.vectorization-mode sync)"
+            f"step {config.id} one by one, without the reference policies and interoception that "
+            "it has as a batch: set its own keyword arguments (--env.options max_episode_steps "
+            "30), or do without them (--env.vectorization-mode sync)"
         )
     make_envs = _make_batch if is_auto and not has_wrappers else _make_singles
     checked = partial(_make_checked, make_envs, config, num_envs, options)

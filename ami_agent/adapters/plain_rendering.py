@@ -19,11 +19,23 @@ class PlainRendering(gymnasium.Wrapper):
         model: Any = getattr(unwrapped, "model", None)
         if not hasattr(model, "light_castshadow"):
             raise ConfigError(
-                "plain_rendering is True, but the environment has no MuJoCo model (`model` of "
-                f"{type(unwrapped).__name__}); it must be False"
+                f"plain_rendering is True, but {type(unwrapped).__name__} has no MuJoCo model as "
+                "its attribute `model`; it must be False"
             )
         model.light_castshadow[:] = 0
         model.mat_reflectance[:] = 0
         model.vis.quality.offsamples = 0  # read when a renderer is made
-        if getattr(unwrapped, "custom_renderer", None) is not None:  # OGBench has made its own
-            unwrapped.initialize_renderer()
+        _discard_renderers(unwrapped)
+
+
+def _discard_renderers(env: Any) -> None:
+    """Those that a wrapper or the environment itself has made already."""
+    if (renderer := getattr(env, "mujoco_renderer", None)) is not None:  # Gymnasium's
+        renderer.close()
+        renderer._viewers.clear()
+    for attribute, make in (
+        ("custom_renderer", "initialize_renderer"),  # mazes of OGBench
+        ("_renderer", "_initialize_renderer"),  # arms of OGBench
+    ):
+        if getattr(env, attribute, None) is not None:
+            getattr(env, make)()

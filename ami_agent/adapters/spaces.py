@@ -60,6 +60,10 @@ MIN_STACKED_SIDE = 32
 """Pixels of a side of stacked images; a shorter axis may be one of channels."""
 
 
+MIN_WHITE = 64
+"""The highest byte of an image below which means of pixels are not rounded to bytes."""
+
+
 ROUNDING_TOLERANCE = 1e-5
 """Fraction of its range by which a number may leave its space through rounding."""
 
@@ -127,7 +131,7 @@ def obs_fields(
             what = "observations are" if not path else f"observation {name!r} is"
             conversion = conversion_of(what, leaf, stack, layout)
             if downsample > 1 and len(conversion[0].shape) == 3:
-                conversion = _downsampled(conversion, downsample)
+                conversion = _downsampled(leaf, conversion, downsample)
             bounds = bounds_of(leaf)
             found[name] = ObsField(path, leaf, *conversion, bounds, out_of_bounds, name, env)
     if not found:
@@ -331,15 +335,18 @@ def _image_conversion(
     return ModalitySpec(image_shape, torch.uint8), convert, summary
 
 
-def _downsampled(conversion: Conversion, factor: int) -> Conversion:
+def _downsampled(space: spaces.Space, conversion: Conversion, factor: int) -> Conversion:
     """The conversion of an image, followed by means over squares of `factor` pixels a side."""
     (shape, dtype), convert, summary = conversion
     channels, *sides = shape
     height, width = (-(-side // factor) for side in sides)
+    if isinstance(space, spaces.Box) and space.dtype == np.uint8 and space.high.max() < MIN_WHITE:
+        dtype = torch.float32
     smaller = ModalitySpec((channels, height, width), dtype)
     what, _, order = summary.rpartition(", ")
     summary = f"{what}, downsampled to {height}x{width}, {order}"
-    return smaller, partial(to_downsampled, convert=convert, factor=factor), summary
+    downsample = partial(to_downsampled, convert=convert, factor=factor, dtype=dtype)
+    return smaller, downsample, summary
 
 
 def image_origin(space: spaces.Box) -> np.ndarray | None:

@@ -222,12 +222,12 @@ def to_floats(
     return np.ascontiguousarray(_channels_first(part, shape, last), np.float32)
 
 
-def to_downsampled(part: Any, convert: Convert, factor: int) -> Tensor:
+def to_downsampled(part: Any, convert: Convert, factor: int, dtype: torch.dtype) -> Tensor:
     """Images -> `[B, C, ceil(H / factor), ceil(W / factor)]`: the means over squares of pixels; at
     the last row and column a square may be cut off."""
     image = torch.as_tensor(convert(part))
     mean = avg_pool2d(image.float(), factor, ceil_mode=True, count_include_pad=False)
-    return (mean if image.is_floating_point() else mean.round()).to(image.dtype)
+    return (mean if dtype.is_floating_point else mean.round()).to(dtype)
 
 
 class BoxAdapter:

@@ -205,7 +205,7 @@ class StudyFlags(CommandFlags):
     """Address of a Ray cluster for the runs; "local" starts one on this machine."""
     resources: tuple[str, ...] = ()
     """What each run takes of a node of the Ray cluster, as CPU=2 GPU=0.25; by default a CPU for
-    each thread and, unless --device is cpu, a GPU."""
+    each thread and, unless --device is cpu, a GPU. With a GPU, --device auto is cuda."""
     out: str = ""
     """Folder of the study; runs/ablate-NAME if not given."""
     device: Device = "auto"

@@ -50,7 +50,7 @@ from ami_agent.cli.command_flags import (
 )
 from ami_agent.cli.data import data_command
 from ami_agent.config import Config, override
-from ami_agent.evaluation.evaluate import evaluate_modes, table_rows
+from ami_agent.evaluation.evaluate import check_episodes, evaluate_modes, table_rows
 from ami_agent.evaluation.progress import PolicyProgress
 from ami_agent.hardware import allocation_failure, missing_operation, num_cores
 from ami_agent.interrupt import Interrupted, handled, terminate
@@ -203,6 +203,9 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
         check(flags.config, out, flags.seed, flags.resume)
     device = distributed.own_device(resolve_device(flags.device))
     check_available(run_precision(flags.precision, out, flags.resume), device)
+    tasks = flags.config.tasks
+    for episodes in (flags.episodes, flags.eval_every_stage):
+        check_episodes(tasks, next(iter(tasks)), episodes)
     check_step(flags.config.env)
     train_agent = partial(
         train, flags.config, out=out, seed=flags.seed, device=device, resume=flags.resume,
@@ -366,9 +369,12 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     if (flags.workers > 1 or flags.ray) and any(map(needs_files, configs.values())):
         raise ConfigError("components from a file of your own need --workers 1 and no --ray")
     executor: ablation.Executor = ablation.Serial(console)
+    device = flags.device
     if flags.ray:
         resources = ablation.parse_resources(flags.resources)
         executor = ablation.Ray(flags.ray, resources=resources)
+        if device == "auto" and resources.get("GPU"):
+            device = "cuda"
     elif flags.workers > 1:
         executor = ablation.ProcessPool(_num_workers(flags.workers, console))
     label = name.rpartition(":")[2]
@@ -377,7 +383,7 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     plan = ablation.StudyPlan(
         name=title, configs=configs, seeds=flags.seeds, episodes=flags.episodes,
         # a node of a cluster may have a GPU where this machine has none
-        device="cuda" if flags.ray and flags.device == "cuda" else resolve_device(flags.device),
+        device="cuda" if flags.ray and device == "cuda" else resolve_device(device),
         question=ablation.study_question(name if ".py:" in name else title),
     )  # fmt: skip
     with advice:

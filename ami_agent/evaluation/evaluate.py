@@ -255,17 +255,23 @@ class EvalPart(NamedTuple):
         return run_many(make_policy, self.env, self.episodes, self.seed, device, progress)
 
 
+def check_episodes(tasks: Mapping[str, TaskSpec], task: str, episodes: int) -> None:
+    """Raises ConfigError where the members of a task can't have as many episodes each."""
+    count = len(tasks[task].members or (task,))
+    if episodes % count:
+        raise ConfigError(
+            f"{episodes} episodes can't be divided equally among the {count} tasks of "
+            f"{task!r}: --episodes must be a multiple of {count}"
+        )
+
+
 def _parts(
     tasks: Mapping[str, TaskSpec], env: EnvConfig, task: str, episodes: int, seed: int
 ) -> list[EvalPart]:
     """The episodes of a task; those of its members, as many of each, where it has some."""
+    check_episodes(tasks, task, episodes)
     names = tasks[task].members or (task,)
-    each, rest = divmod(episodes, len(names))
-    if rest:
-        raise ConfigError(
-            f"{episodes} episodes can't be divided equally among the {len(names)} tasks of "
-            f"{task!r}: --episodes must be a multiple of {len(names)}"
-        )
+    each = episodes // len(names)
     return [
         EvalPart(name, tasks[name], env.for_task(tasks[name]), each, seed + i * each)
         for i, name in enumerate(names)

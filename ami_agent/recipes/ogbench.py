@@ -53,12 +53,12 @@ def ogbench(env: EnvConfig = DEFAULT_DATASET, data: LoadDataset = NO_DATASET) ->
             f"`ami data make ogbench {dataset} --out FILE` makes again"
         )
     config = goals(env, data)
-    kind, number, *_ = dataset.split("-")
+    kind, *words = dataset.split("-")
     changes: Mapping[str, Any] = {}
     if kind == "pointmaze":
         changes = CHANCE
     elif kind == "cube":
-        changes = cubes(BLOCKS[number])
+        changes = cubes(BLOCKS[words[0]])
     return override(config, {"recipe": "ogbench", "tasks": official_tasks(), **changes})
 
 
@@ -70,7 +70,7 @@ def cubes(num_blocks: int) -> dict[str, Any]:
     positions = tuple(start + axis for start in blocks for axis in range(3))
     size = len(positions)
     return {
-        "perception.first": positions,
+        "perception.leading_dims": positions,
         "configurator.goal_dims": size,
         "cost.goal_critic.distance": FourierQuasimetricConfig(frequency_scale=1.0, goal_dims=size),
         "actor.subgoals": None,

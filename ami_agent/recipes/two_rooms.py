@@ -167,7 +167,9 @@ def two_rooms_random() -> Config:
 def two_rooms_eb_random() -> Config:
     """EB-JEPA's random walls (arXiv 2602.03604): 65x65 images, 200 steps, its success rule.
 
-    The behaviour policy takes steps up to the length that the protocol allows when planning.
+    The behaviour policy takes steps up to the length that the protocol allows when planning. Plans
+    find where the world model lets them through the wall, which is two pixels thick, so there are
+    more planner rollouts and more updates on them.
     """
     return override(
         two_rooms_random(),
@@ -178,7 +180,8 @@ def two_rooms_eb_random() -> Config:
             "perception.patch": 8,
             "actor.planner.warm_iterations": 4,
             "stages.collect.options.max_step": 2.45,
-            "stages.planner_rollouts.steps": 48,
+            "stages.planner_rollouts.steps": 96,
+            "stages.finetune_dynamics.optim.steps": 1500,
         },
     )
 

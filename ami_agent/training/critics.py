@@ -25,6 +25,7 @@ from ami_agent.training.chance_steps import split_at_chance
 from ami_agent.training.distributed import split_states
 from ami_agent.training.hindsight import SamplesTrajectories
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.precision import exact
 from modules.actor.planning.evaluator import RandomProposals
 from modules.actor.subgoals.shortest_paths import edge_costs, shortest_paths
 from modules.cost.goal_critic import GoalCritic, Quasimetric
@@ -68,8 +69,12 @@ def quasimetric_loss(
     States and next states `[..., B, D]`, drawn at random: the goal of a state is its neighbour
     among the B. `max_distance`: in steps. `log_push`: the gradient of the push is
     `max_distance` / (1 + d); the optimum is the same, the largest distances that the constraint
-    allows, but short distances are learnt first."""
-    embedding, next_embedding = split_states(distance.embed, state, next_state)
+    allows, but short distances are learnt first.
+
+    Distances are float32 in any precision: bfloat16 would round them by as much as the constraint
+    allows."""
+    with exact(state.device):
+        embedding, next_embedding = split_states(distance.embed, state, next_state)
     distances = distance.from_embeddings(embedding, embedding.roll(1, -2))  # [..., B]
     push = (
         -max_distance * distances.log1p()
@@ -214,10 +219,16 @@ class PathRegressionRun(SGDStageRun):
                 f"the replay buffer has no episode of {stage.nodes_per_graph} states, the "
                 "distill_paths.nodes_per_graph"
             )
+        episodes = episodes[: stage.num_graphs]
         with torch.no_grad():
-            graphs = [self._graph(episode) for episode in episodes[: stage.num_graphs]]
+            parts = self._graph(episodes[0])
+            # made at once: lists of graphs, to be stacked, would take the memory twice
+            stacks = [part.new_empty(len(episodes), *part.shape) for part in parts]
+            for index, episode in enumerate(episodes):
+                for stack, part in zip(stacks, self._graph(episode), strict=True):
+                    stack[index] = part
         # encoded and imagined states, each [E, N, D], and steps from each to each [E, N, N]
-        self.states, self.imagined_states, self.steps = map(torch.stack, zip(*graphs, strict=True))
+        self.states, self.imagined_states, self.steps = stacks
         super().__init__(self.student, self._loss, stage.optim, seed=seed)
 
     def _graph(self, episode: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,7 +263,8 @@ class PathRegressionRun(SGDStageRun):
         return path_regression_loss(self._distance, state[:, :, None], goal_state[:, None], steps)
 
     def _distance(self, state: Tensor, goal: Tensor) -> Tensor:
-        return self.student.from_embeddings(*split_states(self.student.embed, state, goal))
+        with exact(state.device):
+            return self.student.from_embeddings(*split_states(self.student.embed, state, goal))
 
     def finish(self) -> None:
         """The trained copy becomes the critic."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -61,6 +61,11 @@ def full(state: Tensor) -> Tensor:
     """States as float32, where networks that compute in bf16 return them: they are added up over
     steps, and noise of their type must not round to 1."""
     return state.float() if state.dtype == torch.bfloat16 else state
+
+
+def exact(device: torch.device) -> AbstractContextManager[None]:
+    """Within the block, networks compute in float32 whatever the precision of losses is."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def in_precision(

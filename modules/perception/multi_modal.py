@@ -184,7 +184,7 @@ class MultiModalEncoderConfig(Settings):
     """Fourier features of vectors: a sine and a cosine for each frequency."""
     frequency_scale: Annotated[float, (0.0, 1e6)] = 4.0
     """Standard deviation of the frequencies, in radians per unit of a vector."""
-    first: Annotated[tuple[int, ...], (0, 65_535)] = ()
+    leading_dims: Annotated[tuple[int, ...], (0, 65_535)] = ()
     """Numbers of the state, by index, that are moved to its beginning: those that goals are about
     (`configurator.goal_dims`)."""
 
@@ -213,7 +213,7 @@ class MultiModalEncoder(Encoder):
             {_module_name(n): _branch(part, config) for n, part in shapes.items()}
         )
         self.shape: MapShape = (sum(branch.out for branch in self.branches.values()), 1, 1)  # type: ignore[misc]
-        order = torch.tensor(_order(config.first, self.shape[0]), dtype=torch.long)
+        order = torch.tensor(_order(config.leading_dims, self.shape[0]), dtype=torch.long)
         self.register_buffer("order", order, persistent=False)
 
     @property
@@ -250,7 +250,7 @@ def _order(first: tuple[int, ...], size: int) -> list[int]:
         return []
     if len(set(first)) < len(first) or max(first) >= size:
         raise ConfigError(
-            f"perception.first is {first}; they must be different indices below {size}, the "
+            f"perception.leading_dims is {first}; they must be different indices below {size}, the "
             "numbers of the state"
         )
     return [*first, *(index for index in range(size) if index not in first)]
