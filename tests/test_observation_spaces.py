@@ -158,6 +158,12 @@ def test_a_downsampled_pixel_is_the_mean_over_a_square(shape, dtype, stack, expe
         assert (found[..., row, column].float() - mean).abs().max() <= tolerance
 
 
+def test_the_evaluation_has_to_be_downsampled_alike(tmp_path, capsys):
+    flags = ("--env.image-downsample", 5, "--perception.patch", 4, "--out", tmp_path / "run")
+    message = error_line(capsys, "train", "two-rooms", *flags)
+    assert "--env.image-downsample is 5, --eval-env.image-downsample 1" in message
+
+
 def test_means_over_small_bytes_are_not_rounded():
     space = Box(0, 1, (32, 32, 3), U8)
     array = space.sample()[None]

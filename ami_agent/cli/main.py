@@ -336,7 +336,8 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
             flags.json, {**options, "summaries": [episode.summary for episode in recorded]}
         )
         return
-    print_line(console, f"The agent acts in {flags.episodes} episodes, and the viewer draws them.")
+    episodes = "an episode" if flags.episodes == 1 else f"{flags.episodes} episodes"
+    print_line(console, f"The agent acts in {episodes}, and the viewer draws what happens.")
     folder = Path(name) / "show"
     if not flags.out and folder.is_symlink():
         raise ConfigError(f"{folder} is a symbolic link: name the folder for the page with --out")
