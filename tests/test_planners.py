@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -453,6 +454,25 @@ def test_only_an_agent_without_progress_and_far_from_the_goal_is_perturbed():
     assert not plan.action[1:].any()  # progress; near the goal
     assert plan.action.norm(dim=-1).max() <= 1
     torch.testing.assert_close(plan.states[:, 1], plan.states[:, 0] + plan.action)
+
+
+def test_detours_of_a_stuck_agent_get_longer_until_it_makes_progress():
+    settings = StuckPerturbationConfig(check_every=1, max_steps=4)
+    recovery = settings.build(make_evaluator(BallActions()))
+    actor, task = (
+        Stepping(PlanningActor(Stubborn(), stuck_recovery=recovery)), context(torch.zeros(1, 2))
+    )  # fmt: skip
+
+    def lengths(energy: float, steps: int) -> list[int]:
+        """How long each action is repeated, while the energy stays the same."""
+        state = torch.tensor([[energy, 0.0]])
+        actions = [tuple(actor(state, task).action[0].tolist()) for _ in range(steps)]
+        assert actions[0] == (0, 0)  # there was progress, or no check yet
+        assert (0, 0) not in actions[1:]
+        return [len(list(same)) for _, same in itertools.groupby(actions)]
+
+    assert lengths(9.0, 12) == [1, 1, 2, 4, 4]
+    assert lengths(5.0, 4) == [1, 1, 2]
 
 
 @everyone

@@ -322,6 +322,9 @@ class StuckPerturbationConfig(Settings):
     """Least decrease of the plan's energy between two checks, in units of the cost."""
     min_energy: Annotated[float, (0.0, 1e12)] = 2.0
     """Energy below which the agent is never considered stuck, in units of the cost."""
+    max_steps: Annotated[int, HORIZON] = 1
+    """Steps for which a random action is repeated, at most. It is made once at first, and twice as
+    often as before each time that the agent is stuck again; progress makes it once."""
 
     def build(self, evaluator: RolloutEvaluator) -> StuckPerturbation:
         return StuckPerturbation(self, evaluator)
@@ -333,12 +336,22 @@ class StuckCarry(NamedTuple):
     rng: torch.Generator
     num_plans: int = 0
     last_energy: Tensor | None = None  # [B]: that of the plan at the last check
+    detour: Detour | None = None
+
+
+class Detour(NamedTuple):
+    """Random actions that are repeated, of B environments."""
+
+    action: Tensor  # [B, A]
+    repeats: Tensor  # [B]: how often the next one is made
+    left: Tensor  # [B]: how often the present one will still be made
 
 
 @dataclass(frozen=True)
 class StuckPerturbation:
     """Where the energy of the plans does not decrease although they are followed, the world model
-    errs: one random action replaces the planned one."""
+    or the critic errs: a random action replaces the planned one, for longer each time that this
+    does not help (`max_steps`)."""
 
     config: StuckPerturbationConfig
     evaluator: RolloutEvaluator
@@ -348,25 +361,45 @@ class StuckPerturbation:
     ) -> tuple[Plan, StuckCarry]:
         """A new plan for the states `[B, D]` -> the plan to follow."""
         carry = carry._replace(num_plans=carry.num_plans + 1)
-        if carry.num_plans % self.config.check_every:
+        is_check = carry.num_plans % self.config.check_every == 0
+        if not is_check and carry.detour is None:
             return plan, carry
-        last = carry.last_energy  # [B]
-        if last is None or len(last) != len(plan.energy):
-            last = torch.full_like(plan.energy, torch.inf)
-        progress = last.to(plan.energy) - plan.energy
-        stuck = (progress < self.config.min_progress) & (plan.energy > self.config.min_energy)
-        rng = carry.rng.clone_state()
-        noise = torch.randn(plan.action.shape[-1], generator=rng).to(plan.action)
-        first = torch.where(
-            stuck[:, None], self.evaluator.action_space.squash(2 * noise), plan.action
-        )
+        detour = carry.detour
+        if detour is None or len(detour.left) != len(plan.energy):
+            left = torch.zeros_like(plan.energy, dtype=torch.long)
+            detour = Detour(plan.action, left + 1, left)
+        if is_check:
+            carry, detour = self._check(plan, carry, detour)
+        first = torch.where((detour.left > 0)[:, None], detour.action, plan.action)
+        if self.config.max_steps > 1:
+            carry = carry._replace(detour=detour._replace(left=(detour.left - 1).clamp_min(0)))
         actions = torch.cat([first[:, None], plan.actions[:, 1:]], 1)
         # evaluated anew, because the first action has changed
         changed = self.evaluator.best_plan(state, actions[:, None], context)
         changed = changed._replace(
             candidate_states=plan.candidate_states, candidate_energies=plan.candidate_energies
         )
-        return changed, StuckCarry(rng, carry.num_plans, plan.energy)
+        return changed, carry
+
+    def _check(self, plan: Plan, carry: StuckCarry, detour: Detour) -> tuple[StuckCarry, Detour]:
+        """Begins a detour where the agent has made no progress since the last check. During a
+        detour there is nothing to check, nor at the first check after it."""
+        config, last = self.config, carry.last_energy  # [B]
+        if last is None or len(last) != len(plan.energy):
+            last = torch.full_like(plan.energy, torch.inf)
+        progress, on_plan = last.to(plan.energy) - plan.energy, detour.left == 0
+        too_little = progress < config.min_progress
+        stuck = too_little & (plan.energy > config.min_energy) & on_plan
+        repeats = torch.where(on_plan & ~too_little & progress.isfinite(), 1, detour.repeats)
+        rng = carry.rng.clone_state()
+        noise = torch.randn(plan.action.shape[-1], generator=rng).to(plan.action)
+        action = torch.where(
+            stuck[:, None], self.evaluator.action_space.squash(2 * noise), detour.action
+        )
+        left = torch.where(stuck, repeats, detour.left)
+        repeats = torch.where(stuck, (2 * repeats).clamp_max(config.max_steps), repeats)
+        energy = plan.energy.masked_fill(left > 1, torch.inf)
+        return carry._replace(rng=rng, last_energy=energy), Detour(action, repeats, left)
 
 
 class PlanningCarry(NamedTuple):
