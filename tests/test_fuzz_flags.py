@@ -183,13 +183,15 @@ def command_lines(draw: Any) -> list[str]:
 @example(["eval", "run", "--compile"])
 @example(["ablate", "forage", "--\xa0"])
 @example(["train", "two-rooms", "--=-1"])
+@example(["train", "two-rooms", "--0\r0"])
 def test_a_command_line_is_executed_or_refused_in_one_line(argv):
     found = answer(*argv)
     event(f"{argv[0] if argv[0] in SUBJECTS else 'other'} {found.code}")
     if found.code:
         pieces = {piece for arg in argv for piece in re.split(r"[=.:/-]+", arg)}
         pieces |= {arg.partition("=")[2] for arg in argv}
-        named = {one_line(part)[:40].strip() for part in {*argv, *pieces}} - {""}
+        written = {as_text(part) for part in {*argv, *pieces} for as_text in (one_line, repr)}
+        named = {part.strip("'\"")[:40].strip() for part in written} - {""}
         named |= {"''", "' '", "."}  # how '' and blanks are shown, as text and as a folder
         assert any(part in found.error for part in named), found.error
 
