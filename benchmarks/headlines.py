@@ -225,7 +225,7 @@ HEADLINES = {
         both_modes("two-rooms"), ("two-rooms",), golden=("two_rooms",),
     ),
     "two-rooms-random": Headline(
-        "[unseen layouts](docs/results/two-rooms.md#layouts-drawn-per-episode); random motion 0 %",
+        "[unseen layouts](docs/results/two-rooms.md#layouts-drawn-per-episode); random motion 1 %",
         both_modes("two-rooms-random"), ("two-rooms-random",), golden=("two_rooms_random",),
     ),
     "forage": Headline(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ami_agent import recipes
+from ami_agent.adapters.env import EnvConfig
 from ami_agent.cli.main import main
 from ami_agent.config import Config, override
 from ami_agent.evaluation import evaluate
@@ -32,6 +33,7 @@ from ami_agent.training import (
     TrainJEPA,
     TrainQuasimetric,
 )
+from ami_agent.training.optim import OptimConfig
 from modules.actor.subgoals import LandmarkGraphConfig
 from modules.types import PlannerCarry, PolicyFn, PolicyRolloutFn, Rollout, RolloutFn, TaskContext
 from modules.world_model.hjepa import HierarchicalJEPAConfig
@@ -139,6 +141,24 @@ def small(config: Config, steps: int = 6, iterations: int = 0) -> Config:
     elif isinstance(config.actor.subgoals, HierarchicalJEPAConfig):
         subgoals = {"actor.subgoals.memory_size": 40}
     return override(config, {"stages": stages, **planner, **subgoals})
+
+
+def tiny_gym(env: EnvConfig) -> Config:
+    """The recipe `gym` for an environment, with plans of two steps and a training of seconds."""
+    optim = OptimConfig(steps=2, batch_size=8)
+    return override(
+        recipes.gym(env),
+        {
+            "actor.planner.horizon": 2,
+            "actor.planner.iterations": 1,
+            "actor.planner.warm_iterations": 1,
+            "stages.collect": CollectBehaviour(num_envs=1, steps=30),
+            "stages.train_jepa.optim": optim,
+            "stages.actor_critic.steps": 3,
+            "stages.actor_critic.optim": replace(optim, steps=0),
+            "stages.actor_critic.train_jepa.optim": replace(optim, steps=0),
+        },
+    )
 
 
 def small_stage(stage: Any, config: Config, steps: int) -> Any:

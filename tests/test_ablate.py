@@ -22,7 +22,6 @@ from gymnasium.spaces import Box
 from rich.console import Console
 from scipy import stats
 
-import ami_agent as ami
 import ami_agent.cli.main as cli
 from ami_agent import recipes
 from ami_agent.ablation import (
@@ -54,12 +53,11 @@ from ami_agent.agent import Agent
 from ami_agent.cli.command_flags import setting_help
 from ami_agent.config import override
 from ami_agent.storage.run_dir import last_metrics
-from ami_agent.training import CollectBehaviour, OfflineActorCritic
-from ami_agent.training.optim import OptimConfig
+from ami_agent.training import OfflineActorCritic
 from ami_agent.user_components import class_name
 from ami_agent.validate import check_stages
 from modules.types import ConfigError
-from tests.conftest import error_line
+from tests.conftest import error_line, tiny_gym
 
 ROOT = Path(__file__).parents[1]
 RETURN = Measure("return", "return", 1.0, "the sum of rewards")
@@ -93,21 +91,7 @@ gymnasium.register("ami-test/Brittle-v0", entry_point=Brittle, max_episode_steps
 
 def config_of(fault=""):
     env = EnvConfig(id="ami-test/Brittle-v0", options={"fault": fault} if fault else {})
-    config = ami.recipes.gym(replace(env, imports=("tests.test_ablate",)))
-    optim = OptimConfig(steps=2, batch_size=8)
-    return override(
-        config,
-        {
-            "actor.planner.horizon": 2,
-            "actor.planner.iterations": 1,
-            "actor.planner.warm_iterations": 1,
-            "stages.collect": CollectBehaviour(num_envs=1, steps=30),
-            "stages.train_jepa.optim": optim,
-            "stages.actor_critic.steps": 3,
-            "stages.actor_critic.optim": replace(optim, steps=0),
-            "stages.actor_critic.train_jepa.optim": replace(optim, steps=0),
-        },
-    )
+    return tiny_gym(replace(env, imports=("tests.test_ablate",)))
 
 
 def run(configs, out, executor=None, seeds=2):

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,14 +22,11 @@ import ami_agent as ami
 from ami_agent.ablation import Ray, Study, StudyPlan, executors, parse_resources, run_study
 from ami_agent.ablation.executors import Job
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.config import override
 from ami_agent.interrupt import Interrupted, handled
 from ami_agent.storage.files import LOCK, locked
 from ami_agent.train import stage_seed
-from ami_agent.training import CollectBehaviour
-from ami_agent.training.optim import OptimConfig
 from modules.types import ConfigError
-from tests.conftest import error_line
+from tests.conftest import error_line, tiny_gym
 
 ROOT = Path(__file__).parents[1]
 STARTED = "started.txt"
@@ -73,20 +69,7 @@ def config_of(folder: Path) -> ami.Config:
     env = EnvConfig(
         id="ami-test/NodeLine-v0", imports=("tests.test_ray",), options={"folder": str(folder)}
     )
-    optim = OptimConfig(steps=2, batch_size=8)
-    return override(
-        ami.recipes.gym(env),
-        {
-            "actor.planner.horizon": 2,
-            "actor.planner.iterations": 1,
-            "actor.planner.warm_iterations": 1,
-            "stages.collect": CollectBehaviour(num_envs=1, steps=30),
-            "stages.train_jepa.optim": optim,
-            "stages.actor_critic.steps": 3,
-            "stages.actor_critic.optim": replace(optim, steps=0),
-            "stages.actor_critic.train_jepa.optim": replace(optim, steps=0),
-        },
-    )
+    return tiny_gym(env)
 
 
 def starts(folder: Path, stage: str) -> list[list[str]]:
