@@ -36,6 +36,7 @@ MEDIUM = "pointmaze-medium-navigate"
         (MEDIUM, 1000, 1001),
         ("pointmaze-giant-navigate-v0", 500, 2001),
         ("pointmaze-teleport-stitch", 5000, 201),
+        ("visual-pointmaze-medium-navigate", 1000, 1001),
         ("cube-single-play", 1000, 1001),
         ("cube-triple-noisy-v0", 3000, 1001),
     ],
@@ -46,7 +47,11 @@ def test_a_data_set_has_its_official_size(name, episodes, steps):
 
 
 @pytest.mark.parametrize(
-    "name", ["pointmaze-tiny-navigate", "antmaze-medium-navigate", "cube-single-stitch", ""]
+    "name",
+    [
+        "pointmaze-tiny-navigate", "antmaze-medium-navigate", "cube-single-stitch",
+        "visual-cube-single-play", "",
+    ],
 )
 def test_other_data_sets_are_refused_in_one_line(name, tmp_path):
     with pytest.raises(ConfigError, match="can't be made here") as error:
@@ -175,6 +180,34 @@ def test_data_that_were_interrupted_continue_to_the_same_file(package, tmp_path,
     half = made(tmp_path / "half.npz")
     assert (walked, again) == ([0], [1])
     assert all((half[name] == whole[name]).all() for name in data.DTYPES)
+
+
+VISUAL = "visual-pointmaze-medium-navigate"
+
+
+def test_pictures_are_those_of_the_environment_that_is_trained_in(package, tmp_path, monkeypatch):
+    size = data.point_maze_data(VISUAL, 3)
+    short = replace(size, steps=6)
+    monkeypatch.setattr(data, "ogbench_data", lambda *args: short)
+    monkeypatch.setattr(data, "BLOCK", 2)  # the end of training lies inside a block
+    arrays = made(tmp_path / "d.npz", VISUAL, episodes=3)
+    images, positions = arrays["observations"], arrays["qpos"]
+    assert (images.shape, images.dtype) == ((18, 64, 64, 3), np.uint8)
+    assert len(np.load(tmp_path / "d-val.npz")["observations"]) == 0
+    # the same walk as without pictures
+    monkeypatch.setattr(data, "ogbench_data", lambda *args: replace(short, pixels=False))
+    states = made(tmp_path / "s.npz", MEDIUM, episodes=3)
+    assert (states["qpos"] == positions).all()
+    assert (states["actions"] == arrays["actions"]).all()
+    # the same picture as where the agent acts
+    with closing(official_env(EnvConfig(id=VISUAL)).build(1)) as adapter:
+        adapter.reset(0)
+        (env,) = adapter.vector_env.unwrapped.envs
+        for image, position in zip(images[:4], positions[:4], strict=True):
+            env.unwrapped.set_xy(position)
+            seen = env.unwrapped.get_ob()
+            assert np.abs(seen.astype(int) - image).max() <= 1
+        assert (images[0] != images[-1]).any()
 
 
 CUBE = "cube-single-play"

@@ -26,12 +26,14 @@ DTYPES: Mapping[str, type] = {
 class EpisodeRecorder(ABC):
     """Acts in OGBench's own environment. An episode depends on the seed and its index alone."""
 
+    dtypes: Mapping[str, type]  # of the columns
+
     def episode(self, seed: int, index: int) -> Arrays:
         """The rows of one episode, each `[T, *]`."""
         draws = np.random.SeedSequence([seed, index]).generate_state(1)[0]
         with numpy_random_of(np.random.RandomState(draws)):  # OGBench draws from the global one
             rows = list(self._rows())
-        columns = zip(DTYPES.items(), zip(*rows, strict=True), strict=True)
+        columns = zip(self.dtypes.items(), zip(*rows, strict=True), strict=True)
         return {name: np.asarray(column, dtype=dtype) for (name, dtype), column in columns}
 
     @abstractmethod
@@ -45,6 +47,11 @@ class OGBenchData(ABC):
 
     episodes: int
     steps: int  # rows of an episode, the last one's action leads nowhere that is recorded
+
+    @property
+    def dtypes(self) -> Mapping[str, type]:
+        """Names and types of the columns."""
+        return DTYPES
 
     @property
     def num_validation(self) -> int:

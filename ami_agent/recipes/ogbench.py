@@ -11,15 +11,18 @@ import gymnasium
 
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import Config, override
-from ami_agent.data.make_ogbench import check_ogbench
-from ami_agent.recipes.goals import goals
+from ami_agent.data.make_ogbench import PIXELS, check_ogbench
+from ami_agent.recipes.goals import FREQUENCY_SCALE, goals
 from ami_agent.recipes.gym import NO_DATASET
 from ami_agent.training import GoalConditionedBC, LoadDataset
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.representation_losses import STATE_WEIGHTS
 from modules.actor.policy import PolicyConfig
 from modules.configurator import TaskSpec
 from modules.cost.goal_critic import FourierQuasimetricConfig
+from modules.perception.image import KeypointEncoderConfig
 from modules.types import ConfigError
+from modules.world_model.dynamics import FourierDynamicsConfig
 
 DEFAULT_DATASET = EnvConfig(id="pointmaze-medium-navigate")
 NUM_TASKS = 5
@@ -30,12 +33,21 @@ CHANCE = {
 }
 """For states that are positions alone, so that no motion is faster than the agent's own unless it
 is chance, as in the maze "teleport"; in mazes without it this changes nothing."""
+POINT_IN_PICTURES = {
+    "perception": KeypointEncoderConfig(state_dim=2),
+    "world_model.dynamics": FourierDynamicsConfig(),
+    "cost.goal_critic.distance": FourierQuasimetricConfig(frequency_scale=FREQUENCY_SCALE),
+    "stages.train_jepa.weights": STATE_WEIGHTS,
+}
+"""For a maze seen from above, of which only the position of the ball changes: that is the state, as
+it is the observation in the mazes without pictures."""
 BLOCKS = {"single": 1, "double": 2, "triple": 3, "quadruple": 4, "octuple": 8}
 ARM_NUMBERS, BLOCK_NUMBERS = 19, 9
 """Numbers of an observation for the arm, and after them for each block: position, orientation, and
 direction."""
 EXCLUDED = re.compile(r"-singletask-|^online-|^powderworld-")
 """Environments of OGBench that have rewards instead of goals, or actions of another kind."""
+VISUAL_POINT = "visual-pointmaze-"
 RULES = ("navigate", "stitch", "explore", "play", "noisy")
 """How the data of a set were made; the last word of its name before the version."""
 
@@ -59,6 +71,8 @@ def ogbench(env: EnvConfig = DEFAULT_DATASET, data: LoadDataset = NO_DATASET) ->
         changes = CHANCE
     elif kind == "cube":
         changes = cubes(BLOCKS[words[0]])
+    elif dataset.startswith(VISUAL_POINT):
+        changes = POINT_IN_PICTURES
     return override(config, {"recipe": "ogbench", "tasks": official_tasks(), **changes})
 
 
@@ -98,8 +112,12 @@ def official_tasks() -> dict[str, TaskSpec]:
 
 def official_env(env: EnvConfig) -> EnvConfig:
     """The environment of a data set, `pointmaze-giant-navigate` with or without "-v0"; ConfigError
-    where OGBench has none."""
+    where OGBench has none. `visual-pointmaze-giant-navigate` is the same maze in pictures, drawn
+    plainly: OGBench has the pictures, but not the name, nor data of them."""
     name = env.id.removesuffix("-v0")
+    if name.startswith(VISUAL_POINT):
+        env = replace(env, options={**PIXELS, **env.options}, plain_rendering=True)
+        name = name.removeprefix("visual-")
     words = [word for word in name.split("-") if word not in RULES]
     env_id = "-".join([*words, "v0"])
     if env_id not in official_ids():
