@@ -84,6 +84,23 @@ def test_every_channel_is_encoded_where_none_is_named():
     assert not torch.equal(seer()(scene(now, before), {}), seer()(scene(now, now), {}))
 
 
+def test_what_never_moves_is_subtracted():
+    positions = torch.rand(300, 2, generator=torch.Generator().manual_seed(1)) * SIDE
+    moving = dots(positions)[:, None] // 2
+    generator = torch.Generator().manual_seed(2)
+    background = torch.randint(0, 120, (1, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    plain, subtracting = seer(1), seer(1, subtract_background=True)
+    subtracting.load_state_dict(plain.state_dict(), strict=False)
+    subtracting.adapt(background + moving)
+    assert subtracting.adapt_sizes["obs"] >= 100
+    torch.testing.assert_close(subtracting(background + moving, {}), plain(moving, {}))
+    assert (plain(background + moving, {}) - plain(moving, {})).abs().max() > 0.01
+    # the background is kept with the weights
+    loaded = seer(1, subtract_background=True)
+    loaded.load_state_dict(subtracting.state_dict())
+    assert (loaded(moving, {}) == subtracting(moving, {})).all()
+
+
 def test_position_and_speed_can_be_learnt():
     rng = torch.Generator().manual_seed(0)
     now = 3 + 10 * torch.rand(256, 2, generator=rng)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,8 +50,11 @@ def test_a_data_set_has_its_official_size(name, episodes, steps):
 @pytest.mark.parametrize(
     "name",
     [
-        "pointmaze-tiny-navigate", "antmaze-medium-navigate", "cube-single-stitch",
-        "visual-cube-single-play", "",
+        "pointmaze-tiny-navigate",
+        "antmaze-medium-navigate",
+        "cube-single-stitch",
+        "visual-cube-single-play",
+        "",
     ],
 )
 def test_other_data_sets_are_refused_in_one_line(name, tmp_path):

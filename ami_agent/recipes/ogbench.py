@@ -14,7 +14,7 @@ from ami_agent.config import Config, override
 from ami_agent.data.make_ogbench import PIXELS, check_ogbench
 from ami_agent.recipes.goals import FREQUENCY_SCALE, goals
 from ami_agent.recipes.gym import NO_DATASET
-from ami_agent.training import GoalConditionedBC, LoadDataset
+from ami_agent.training import GoalConditionedBC, LoadDataset, TrainJEPA
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import STATE_WEIGHTS
 from modules.actor.policy import PolicyConfig
@@ -34,10 +34,12 @@ CHANCE = {
 """For states that are positions alone, so that no motion is faster than the agent's own unless it
 is chance, as in the maze "teleport"; in mazes without it this changes nothing."""
 POINT_IN_PICTURES = {
-    "perception": KeypointEncoderConfig(state_dim=2),
+    "perception": KeypointEncoderConfig(kernel=7, stride=4, subtract_background=True, state_dim=2),
     "world_model.dynamics": FourierDynamicsConfig(),
     "cost.goal_critic.distance": FourierQuasimetricConfig(frequency_scale=FREQUENCY_SCALE),
-    "stages.train_jepa.weights": STATE_WEIGHTS,
+    "stages.train_jepa": TrainJEPA(
+        weights=STATE_WEIGHTS, length=3, optim=OptimConfig(steps=1500, batch_size=64, lr=2e-3)
+    ),
 }
 """For a maze seen from above, of which only the position of the ball changes: that is the state, as
 it is the observation in the mazes without pictures."""

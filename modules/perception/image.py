@@ -213,6 +213,10 @@ def check_channels(num_channels: int, **chosen: tuple[int, ...]) -> None:
             )
 
 
+BACKGROUND_IMAGES = 256
+"""Observations that the background is taken from."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeypointEncoderConfig(Settings):
     kernel: Annotated[int, WIDTH] = 5
@@ -226,6 +230,9 @@ class KeypointEncoderConfig(Settings):
     """Channels that show the frame before, as many; empty: the image shows one frame."""
     motion_scale: Annotated[float, (0.0, 1e6)] = 8.0
     """Factor on the motion of the keypoints, relative to their positions."""
+    subtract_background: bool = False
+    """Whether each pixel is taken relative to its median over the first observations, for a camera
+    and a scene that do not move: what moves is left."""
     hidden: Annotated[int, WIDTH] = 64
     state_dim: Annotated[int, WIDTH] = 4
     """D"""
@@ -255,6 +262,8 @@ class KeypointEncoder(Encoder):
     flow, Shang et al. 2021): a small difference of large numbers, which layers on both frames are
     slow to learn."""
 
+    background: Tensor | None  # [C, S, S], from 0 to 255
+
     def __init__(self, config: KeypointEncoderConfig, obs_shape: MapShape) -> None:
         super().__init__()
         self.shape: MapShape = (config.state_dim, 1, 1)
@@ -266,9 +275,22 @@ class KeypointEncoder(Encoder):
         )
         num_frames = 2 if self.previous_channels else 1
         self.layers = silu_mlp(2 * config.points * num_frames, config.hidden, config.state_dim)
+        background = torch.zeros(obs_shape) if config.subtract_background else None
+        self.register_buffer("background", background)
+
+    @property
+    def adapt_sizes(self) -> Mapping[str, int]:
+        return {} if self.background is None else {"obs": BACKGROUND_IMAGES}
+
+    def adapt(self, obs: Observation) -> None:
+        """Takes the background from observations `[N, C, S, S]`."""
+        assert self.background is not None
+        self.background.copy_(weighted_image(obs, {}).float().median(0).values)
 
     def forward(self, obs: Observation, modality_weights: ModalityWeights) -> Tensor:
         image = weighted_image(obs, modality_weights)
+        if self.background is not None:
+            image = image - self.background
         pixels = image.to(self.points.sharpness.dtype) / BYTES
         points = self.points(pixels[:, self.current_channels])
         if not self.previous_channels:
