@@ -124,6 +124,7 @@ def official_env(env: EnvConfig) -> EnvConfig:
     env_id = "-".join([*words, "v0"])
     if env_id not in official_ids():
         known = [env_id.removesuffix("-v0") for env_id in official_ids()]
+        known += [f"visual-{name}" for name in known if name.startswith("pointmaze-")]
         raise ConfigError(
             f"OGBench has no data set {env.id!r}; a name is that of an environment "
             f"({', '.join(known)}) and how its data were made ({', '.join(RULES)})"
