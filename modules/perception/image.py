@@ -283,9 +283,9 @@ class KeypointEncoder(Encoder):
         return {} if self.background is None else {"obs": BACKGROUND_IMAGES}
 
     def adapt(self, obs: Observation) -> None:
-        """Takes the background from observations `[N, C, S, S]`."""
-        assert self.background is not None
-        self.background.copy_(weighted_image(obs, {}).float().median(0).values)
+        """Takes the background, if it is subtracted, from observations `[N, C, S, S]`."""
+        if self.background is not None:
+            self.background.copy_(weighted_image(obs, {}).float().median(0).values)
 
     def forward(self, obs: Observation, modality_weights: ModalityWeights) -> Tensor:
         image = weighted_image(obs, modality_weights)
