@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -182,3 +183,18 @@ def test_a_gpu_that_emulates_bf16_counts_as_one_without(monkeypatch):
     assert not precision._has_bf16("cuda")
     assert not precision._has_bf16("meta")  # PyTorch has no autocast for it
     assert precision._has_bf16("cpu")
+
+
+def test_another_thread_trains_in_a_precision_of_its_own():
+    layer, generator, device = nn.Linear(4, 4), torch.Generator(), torch.device("cpu")
+
+    def type_in_loss() -> torch.dtype:
+        types = []
+        precision.in_precision(
+            lambda _: types.append(layer(torch.ones(1, 4)).dtype) or {}, generator, device
+        )
+        return types[0]
+
+    with precision.losses_in("bf16"), ThreadPoolExecutor(1) as other:
+        assert type_in_loss() == torch.bfloat16
+        assert other.submit(type_in_loss).result() == torch.float32

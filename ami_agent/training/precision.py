@@ -6,6 +6,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,7 +17,8 @@ from modules.types import ConfigError, shorten
 Precision = Literal["float32", "bf16"]
 """bf16: bfloat16 in matrix products and convolutions, forward and backward (`torch.autocast`)."""
 
-_of_losses: Precision = "float32"
+_of_losses: ContextVar[Precision] = ContextVar("precision of losses", default="float32")
+"""Of this thread alone: another may train in another precision."""
 
 
 def check_precision(source: str, value: Any) -> Precision:
@@ -49,12 +51,11 @@ def _has_bf16(kind: str) -> bool:
 @contextmanager
 def losses_in(precision: Precision) -> Iterator[None]:
     """Within the block, losses compute in this precision."""
-    global _of_losses
-    before, _of_losses = _of_losses, precision
+    token = _of_losses.set(precision)
     try:
         yield
     finally:
-        _of_losses = before
+        _of_losses.reset(token)
 
 
 def full(state: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ def in_precision(
     device: torch.device,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The terms of a loss, whose networks compute in this precision on the device."""
-    if _of_losses == "float32":
+    if _of_losses.get() == "float32":
         return loss(generator)
     with torch.autocast(device.type, torch.bfloat16):
         return {name: term.float() for name, term in loss(generator).items()}
