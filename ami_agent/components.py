@@ -10,6 +10,7 @@ from modules.actor.planning import (
     GradientPlannerConfig,
     MPPIConfig,
     ScenarioCVaRConfig,
+    TreeSearchConfig,
 )
 from modules.actor.policy import (
     BallActions,

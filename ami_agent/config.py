@@ -77,6 +77,7 @@ class ActorConfig(Settings):
         | components.CollocationConfig
         | components.CEMConfig
         | components.MPPIConfig
+        | components.TreeSearchConfig
     )
     """Mode-2: optimises an action sequence."""
     risk: components.ScenarioCVaRConfig = field(default_factory=components.ScenarioCVaRConfig)

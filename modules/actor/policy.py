@@ -143,6 +143,14 @@ class OneHotActions(Settings):
         log_probs = torch.cat([part.log_softmax(-1) for part in raw.split(self.sizes, -1)], -1)
         return -(targets * log_probs).sum(-1)
 
+    def options(self) -> Tensor:
+        """All actions, `[J, A]`: the combinations of the options of each choice."""
+        index, parts = torch.arange(prod(self.sizes)), []
+        for size in reversed(self.sizes):
+            parts.append(nn.functional.one_hot(index % size, size))
+            index = index // size
+        return torch.cat(parts[::-1], -1)
+
     def alternatives(self, actions: Tensor) -> Tensor:
         """Actions `[B, A]` -> the actions with one choice replaced by each of its options,
         `[B, A, A]`; `[B, 0, A]` if there are more than MAX_ALTERNATIVES options."""
@@ -202,6 +210,13 @@ class Policy(nn.Module):
     def for_task(self, goal: Tensor, task_vector: Tensor) -> PolicyFn:
         """The policy for goals `[B, D]` and task vectors `[B, W]`, as a function of states `[B, D]`
         alone: with constant weights, what depends on the task is computed once."""
+        pre_squash = self.pre_squash_for_task(goal, task_vector)
+        if pre_squash is None:
+            return lambda state: self(state, goal, task_vector)
+        return lambda state: self.action_space.squash(pre_squash(state))
+
+    def pre_squash_for_task(self, goal: Tensor, task_vector: Tensor) -> PolicyFn | None:
+        """`pre_squash` likewise; None if the weights take a gradient, or the layers are no MLP."""
         weights, constants = MLPConstants.weights_of(self.layers), None
         if weights is not None and not torch.is_grad_enabled():
             size = goal.shape[-1]
@@ -209,9 +224,9 @@ class Policy(nn.Module):
                 weights, lambda: TaskedMLP(size, self.goal_dims, *weights)
             )
         if constants is None:
-            return lambda state: self(state, goal, task_vector)
+            return None
         bias = constants.first_bias(goal, task_vector)
-        return lambda state: self.action_space.squash(constants.forward(state, bias)[-1])
+        return lambda state: constants.forward(state, bias)[-1]
 
     def forward(self, state: Tensor, goal: Tensor, task_vector: Tensor) -> Tensor:
         """States, goals `[B, D]`, task vectors `[B, W]` -> actions `[B, A]`."""

@@ -10,6 +10,7 @@ from modules.actor.planning.risk import (
     latin_hypercube,
 )
 from modules.actor.planning.sampling import CEM, MPPI, CEMConfig, MPPIConfig
+from modules.actor.planning.tree_search import TreeSearch, TreeSearchConfig
 
 __all__ = [
     "CEM",
@@ -24,6 +25,8 @@ __all__ = [
     "RolloutEvaluator",
     "ScenarioCVaR",
     "ScenarioCVaRConfig",
+    "TreeSearch",
+    "TreeSearchConfig",
     "latin_hypercube",
     "safe_std",
 ]
