@@ -198,8 +198,11 @@ def _planning(config: Config, spec: EnvironmentSpec, agent: Agent, num_plans: in
     is_random = agent.world_model.latent.noise_dim
     num_scenarios = config.actor.risk.num_scenarios if is_random else 1
     num_candidates, step_bytes = 1, imagined_bytes  # of a planner of the user's own it isn't known
-    if isinstance(planner, (components.CEMConfig, components.MPPIConfig)):
-        num_candidates = planner.num_samples
+    samplers = components.CEMConfig, components.MPPIConfig
+    if isinstance(planner, (*samplers, components.TreeSearchConfig)):
+        num_candidates = (
+            planner.num_samples if isinstance(planner, samplers) else planner.iterations + 1
+        )
         # no gradient: states are kept, and modulations of the dynamics for all steps
         layer_bytes = FLOAT_BYTES * _outputs(agent.world_model, agent.shape)
         step_bytes = _step_bytes(spec, agent) + layer_bytes

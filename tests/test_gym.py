@@ -343,7 +343,7 @@ def test_layers_are_as_wide_as_what_varies_demands():
         gymnasium.registry.pop("ami-test/Wide-v0")
 
 
-@pytest.mark.parametrize("name", ["GradientPlanner", "CEM", "MPPI", "Collocation"])
+@pytest.mark.parametrize("name", ["GradientPlanner", "CEM", "MPPI", "Collocation", "TreeSearch"])
 def test_every_planner_makes_one_hot_choices(name):
     config = ami.recipes.gym(EnvConfig(id="CartPole-v1"))
     config = override(

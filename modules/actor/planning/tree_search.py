@@ -35,7 +35,7 @@ EXPLORATION_BASE = 19652
 """c2 of PUCT (MuZero, appendix B)."""
 VISIT_OFFSET, VALUE_SCALE = 50, 0.1
 """c_visit and c_scale of the Gumbel search, whose logits grow by (c_visit + most visits) c_scale
-times the value (Danihelka et al. 2022; 0.1 is their c_scale for Atari)."""
+times the value (Danihelka et al. 2022, equation 8; 0.1 is their c_scale for Atari)."""
 MAX_OPTIONS = 4096
 """Combinations of all choices above which there is no tree: each node has that many edges."""
 
@@ -163,7 +163,7 @@ class Edges(NamedTuple):
 
     def follow_improved(self) -> Tensor:
         """pi' - N / (1 + n), `[B, J]`, by which the visits approach the improved policy pi', the
-        softmax of the improved logits (Danihelka et al. 2022)."""
+        softmax of the improved logits (Danihelka et al. 2022, equation 14)."""
         count = self.visits.sum(-1, keepdim=True)
         return self.improved_logits().softmax(-1) - self.visits / (1 + count)
 
