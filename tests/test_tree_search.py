@@ -16,7 +16,7 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import build, override
 from ami_agent.training import DistillPlanner
 from modules.actor.planning import RolloutEvaluator, TreeSearchConfig
-from modules.actor.planning.tree_search import Edges, halving_schedule
+from modules.actor.planning.tree_search import Edges, Tree, halving_schedule
 from modules.actor.policy import BoxActions, OneHotActions, Policy, PolicyProposal
 from modules.types import ConfigError, Plan, PlannerCarry, PolicyFn, Rollout, TaskContext
 from modules.world_model.latents import GaussianLatentConfig
@@ -185,8 +185,25 @@ def test_the_lowest_energy_of_the_tree_is_worth_1_and_the_highest_0():
     assert edges.normalise(torch.tensor([[1.0, 5.0, 9.0]])).tolist() == [[1.0, 0.5, 0.0]]
     diverged = edges.normalise(torch.tensor([[torch.inf, 2.0, 3.0]]))
     torch.testing.assert_close(diverged, torch.tensor([[0.0, 7 / 8, 6 / 8]]))
+    # what is unknown is not thought to diverge with its sibling
+    total = torch.tensor([[torch.inf, 12.0, 0.0]])
+    expected = torch.tensor([[0.0, 3 / 8, 3 / 8]])
+    torch.testing.assert_close(edges._replace(total=total).values(), expected)
     flat = edges._replace(low=edges.high)
     assert flat.values().tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_the_range_of_the_tree_is_that_of_mean_energies():
+    """Energies 4 and 2 of one edge have the mean 3."""
+    tree = Tree.empty(4, 2, torch.zeros(1, 2))
+    zero, priors = torch.zeros(1, 2, dtype=torch.long), torch.full((1, 2, 2), 0.5)
+    for energy in (4.0, 2.0):
+        tree.add(torch.tensor([[0, 1]]), zero, priors, torch.tensor([energy]))
+    assert (float(tree.low), float(tree.high)) == (3, 4)
+    root = tree.root()
+    assert root.visits.tolist() == [[2, 0]]
+    assert root.total.tolist() == [[6, 0]]
+    assert tree.child[0, 0].tolist() == [1, -1]
 
 
 VALUES = torch.tensor([7 / 8, 3 / 8, (9 - (0.2 * 2 + 0.5 * 6) / 0.7) / 8])
@@ -231,10 +248,10 @@ def test_a_batch_is_planned_as_each_environment_alone(settings):
 @pytest.mark.parametrize("settings", [{"dirichlet_fraction": 0.5}, {"num_considered": 3}], ids=str)
 def test_the_seed_decides_the_plan(settings):
     table = Table(6, 3)
-    state = table.starts(0)
+    state, policy = table.starts(0), fixed_policy(0.0, 0.1, 0.2, state_dim=6)
+    settings = {"iterations": 12, "policy": policy, **settings}
     first, again, other = (
-        plan_with(table, state, iterations=12, seed=seed, **settings).candidate_states
-        for seed in (1, 1, 2)
+        plan_with(table, state, seed=seed, **settings).candidate_states for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -279,6 +296,7 @@ class Bandit(Table):
 def test_sequential_halving_by_hand():
     assert halving_schedule(4, 8) == [0, 0, 0, 0, 1, 1, 2, 2]
     assert halving_schedule(8, 24) == [*[0] * 8, *[1] * 4, *[2] * 4, 3, 3, 4, 4, 5, 5, 6, 6]
+    assert halving_schedule(4, 10) == [0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
     assert halving_schedule(2, 5) == [0, 0, 1, 1, 2]
     assert halving_schedule(1, 3) == [0, 1, 2]
 
