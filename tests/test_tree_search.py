@@ -1,5 +1,5 @@
-"""Tree search finds the optimum of tabular worlds, by the formulas of the papers, with the energies
-of every other planner."""
+"""Tree search finds the optimum of tabular environments, by the formulas of the papers, with the
+energies of every other planner."""
 
 from __future__ import annotations
 
