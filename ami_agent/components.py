@@ -39,7 +39,9 @@ from modules.perception.image import (
     KeypointMapEncoderConfig,
     SpatialEncoderConfig,
 )
+from modules.perception.masked_predictor import MaskedPredictorConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
+from modules.perception.patch_transformer import PatchTransformerEncoderConfig
 from modules.perception.target_encoder import (
     EMATargetConfig,
     OnlineTargetConfig,

@@ -106,6 +106,7 @@ class ActorConfig(Settings):
 StageConfig: TypeAlias = (
     training.CollectBehaviour
     | training.LoadDataset
+    | training.PretrainMasked
     | training.TrainJEPA
     | training.TrainQuasimetric
     | training.DistillShortestPaths
@@ -123,6 +124,7 @@ StageConfig: TypeAlias = (
 Kind = TypeVar("Kind")
 STAGES = {
     "collect": "life",
+    "pretrain": "pretrain",
     "train_jepa": "objective",
     "train_goal_critic": "teacher",
     "distill_paths": "paths",
@@ -139,6 +141,9 @@ STAGES = {
 """The names of the training stages, in the order in which recipes take them, and the id of each
 one's random stream. The published results depend on these ids, so they never change, whatever a
 stage is called; in version 0.1 they were its name."""
+
+OPTIONAL_STAGES = {"pretrain": training.PretrainMasked}
+"""Stages that any recipe takes, with their defaults, where a flag of theirs is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +164,7 @@ class Config(Settings):
         | components.KeypointEncoderConfig
         | components.KeypointMapEncoderConfig
         | components.MultiModalEncoderConfig
+        | components.PatchTransformerEncoderConfig
     )
     memory: Annotated[MemoryConfig, tyro.conf.arg(name="")] = field(default_factory=MemoryConfig)
     world_model: components.WorldModelConfig

@@ -159,9 +159,26 @@ def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
                 f"a batch of {name}",
                 f"{flag_of(name)}.optim.batch-size, .length or the layers of perception",
             )
+    if pretraining := config.find(training.PretrainMasked):
+        # of context, targets and copies; the predictor reads the tokens of each target block
+        num_blocks = pretraining.masks.num_targets
+        perception: Any = agent.perception
+        tokens = sum(prod(image.grid) for image in perception.maskable_images().values())
+        width, depth = pretraining.predictor.width, pretraining.predictor.depth
+        predictor_bytes = FLOAT_BYTES * num_blocks * tokens * depth * 12 * width
+        yield MemoryUse(
+            pretraining.optim.batch_size
+            * pretraining.num_frames
+            * (3 * obs_bytes + predictor_bytes),
+            "a batch of pretrain",
+            "--pretrain.optim.batch-size, .num-frames, .predictor.width or layers of perception",
+        )
     for name, some_stage in config.stages.items():
         stage: Any = some_stage
-        others = training.TrainJEPA, training.FinetuneDynamics, training.DistillShortestPaths
+        others = (
+            training.PretrainMasked, training.TrainJEPA, training.FinetuneDynamics,
+            training.DistillShortestPaths,
+        )  # fmt: skip
         if isinstance(stage, others):
             continue
         steps = getattr(stage, "length", getattr(stage, "horizon", 1))

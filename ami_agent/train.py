@@ -44,7 +44,7 @@ from modules.types import ConfigError, DivergenceError, validate_ranges
 CONTINUE = "continue with --resume"
 LOG_EVERY = 50
 PROBE_EVERY = 300
-PROBED = {"train_jepa"}
+PROBED = {"pretrain", "train_jepa"}
 """Stages that train perception, and are probed as they run."""
 BUFFER_PARTS = ("buffer", "start")
 """Prefixes in a checkpoint: the replay buffer's head at that moment, and when the stage began."""
@@ -265,6 +265,8 @@ class Trainer:
         if saved_state:
             with one_line_errors(self.folder / "checkpoints"):
                 stage_run.load_state_dict(saved_state)
+        else:
+            self._draw(stage_run)
         num_envs = self.agent.replay_buffer.num_envs
         if stage.env_steps and num_envs > 1:
             self.logger.info(
@@ -289,6 +291,16 @@ class Trainer:
                 self._save_buffer()
             self.head_at_stage_start = buffer_head(self.agent.replay_buffer)
             self._save({})
+
+    def _draw(self, stage_run: StageRun) -> None:
+        """Writes the pictures of a stage that begins."""
+        if not stage_run.pictures:
+            return
+        from ami_agent.viewer.drawing import write_png  # imports matplotlib, which takes a second
+
+        for name, picture in stage_run.pictures.items():
+            write_png(self.folder / f"{name}.png", picture)
+            self.logger.log_image(name, picture, 0)
 
     def _run_updates(self, index: int, name: str, stage_run: StageRun) -> None:
         self.stage_index = index
@@ -528,3 +540,4 @@ class Replica(Trainer):
     def _write_seconds(self) -> None: ...
     def _end(self) -> None: ...
     def _evaluate_if_due(self, name: str, stage_run: StageRun) -> None: ...
+    def _draw(self, stage_run: StageRun) -> None: ...

@@ -21,7 +21,9 @@ def check_config(config: Config) -> None:
     check_stages(config)
     spec = check_envs(config)
     _check_goal(config)
-    check_size(config, spec)
+    agent = check_size(config, spec)
+    for name, stage in config.stages.items():
+        stage.check_agent(agent, name)
 
 
 def check_all(configs: Mapping[str, Config]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from modules.types import WIDTH, ConfigError, MapShape, Settings
+from modules.types import WIDTH, BadSetting, ConfigError, MapShape, Settings
 
 
 def silu_mlp(size: int, hidden: int, out: int) -> nn.Sequential:
@@ -185,6 +185,48 @@ class EnsembleHead(nn.ModuleList):
 
     def forward(self, state: Tensor) -> Tensor:
         return torch.stack([member(state) for member in self])
+
+
+class TransformerBlock(nn.Module):
+    """Tokens `[N, L, W]` -> the same shape: self-attention and an MLP, each after a LayerNorm and
+    added to its input (Vaswani et al. 2017; pre-norm as in ViT, Dosovitskiy et al. 2021)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.to_query_key_value = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        attention_norm, mlp_norm = self.norms
+        joint = self.to_query_key_value(attention_norm(tokens))
+        query, key, value = joint.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)  # [N, heads, L, W']
+        tokens = tokens + self.project(mixed.transpose(1, 2).flatten(2))
+        return tokens + self.mlp(mlp_norm(tokens))
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raises BadSetting where tokens of `width` can't have `heads`, or positions in a plane."""
+    if width % 4:
+        raise BadSetting("width", width, "a multiple of 4: sines and cosines of two coordinates")
+    if width % heads:
+        raise BadSetting("heads", heads, f"a divisor of width, {width}")
+
+
+def sincos_positions(width: int, *sizes: int) -> Tensor:
+    """`[L, width]`: sines and cosines of the coordinates of each cell of a grid of these sizes, row
+    by row, with wavelengths from 2 pi to 20,000 pi cells (Vaswani et al. 2017, 3.5); each
+    coordinate has an equal share of the width."""
+    count = width // (2 * len(sizes))
+    frequencies = 10_000.0 ** -(torch.arange(count) / count)
+    axes = torch.meshgrid(*(torch.arange(float(size)) for size in sizes), indexing="ij")
+    phases = torch.stack(axes, -1).flatten(0, -2)[..., None] * frequencies  # [L, axes, count]
+    return torch.cat([phases.sin(), phases.cos()], -1).flatten(1)
 
 
 class FourierFeatures(nn.Module):

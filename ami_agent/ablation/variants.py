@@ -53,6 +53,7 @@ def removals(config: Config) -> dict[str, Mapping[str, Any]]:
     terms = [term.name for term in fields(LossWeights)]
     has_latent = config.world_model.latent is not None
     return {
+        "pretrain": {"stages.pretrain": None},
         "goal_critic": no_goal_critic if has_goal_critic else {},
         "path_distillation": {"stages.distill_paths": None},
         "hierarchy": FLAT,

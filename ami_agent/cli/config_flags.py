@@ -18,7 +18,7 @@ import tyro
 
 from ami_agent.adapters.make import UnparsedOptions, join_option_flags, parse_options
 from ami_agent.cli.help import field_descriptions, select_groups, split_help
-from ami_agent.config import STAGES, Config, override
+from ami_agent.config import OPTIONAL_STAGES, STAGES, Config, override
 from ami_agent.config_io import component_choices, component_of, defaults_of, flag_of
 from ami_agent.training import Stage
 from ami_agent.user_components import component_class
@@ -35,6 +35,7 @@ def choose_components(
     the settings with these, and the other flags, which are then those of the new classes. `keep`:
     a component that is of that class already keeps its settings, in place of the defaults."""
     _check_once(argv)
+    config = _with_optional_stages(config, argv)
     paths = {flag_of(path): path for path in component_choices()}
     left: list[str] = []
     waiting = list(argv)
@@ -63,6 +64,18 @@ def choose_components(
         except ConfigError as error:
             raise ConfigError(f"{flag} {value}: {error}") from None
     return config, left
+
+
+def _with_optional_stages(config: Config, argv: Sequence[str]) -> Config:
+    """The settings with the optional stages of which there are flags, with their defaults where the
+    recipe does not have them: `--pretrain.optim.steps 500`."""
+    given = {arg.removeprefix("--").partition(".")[0].replace("-", "_") for arg in argv}
+    added = {
+        f"stages.{name}": kind()
+        for name, kind in OPTIONAL_STAGES.items()
+        if name in given and name not in config.stages
+    }
+    return override(config, added)
 
 
 def _intrinsic(config: Config, name: str, value: str) -> dict[str, Any]:
@@ -280,7 +293,11 @@ RENAMED_FLAGS = {
     "--foresight.": "--value-critics.",
     "--recall.": "--short-term.",
     "--auto.": "--adaptive.",
-    **{f"--{old}.": f"--{stage.replace('_', '-')}." for stage, old in STAGES.items()},
+    **{
+        f"--{old}.": f"--{stage.replace('_', '-')}."
+        for stage, old in STAGES.items()
+        if old != stage
+    },
 }
 """Flags of version 0.1, or how they begin, and what they are called now."""
 

@@ -11,6 +11,7 @@ from ami_agent.training.critics import DistillShortestPaths, TrainQuasimetric, T
 from ami_agent.training.hierarchy import SelectLandmarks, TrainHierarchy
 from ami_agent.training.jepa import FinetuneDynamics, TrainJEPA
 from ami_agent.training.policy import AmortizePlanning, DistillPlanner, GoalConditionedBC
+from ami_agent.training.pretrain import PretrainMasked
 
 __all__ = [
     "AmortizePlanning",
@@ -23,6 +24,7 @@ __all__ = [
     "LoadDataset",
     "OfflineActorCritic",
     "OnlineActorCritic",
+    "PretrainMasked",
     "SelectLandmarks",
     "Stage",
     "StageRun",

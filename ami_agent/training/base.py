@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -74,6 +75,9 @@ class Stage(Settings):
     def check_env(self, spec: EnvironmentSpec, env: EnvConfig) -> None:
         """Raises ConfigError where the stage can't be taken in this environment."""
 
+    def check_agent(self, agent: Agent, name: str) -> None:
+        """Raises ConfigError where the stage can't train this agent, which has shapes alone."""
+
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         raise NotImplementedError
 
@@ -103,6 +107,11 @@ class StageRun:
     def eval_mode_due(self) -> str:
         """The mode in which an evaluation of the agent is due at this step; empty if none is."""
         return ""
+
+    @property
+    def pictures(self) -> Mapping[str, np.ndarray]:
+        """Pictures of what the stage learns from, by name, each uint8 `[h, w, 3]`."""
+        return {}
 
     def update(self) -> dict[str, Tensor]:
         """One step. Returns metrics by name, scalars on the device."""

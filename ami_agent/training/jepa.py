@@ -244,6 +244,8 @@ class TrainJEPA(SGDStage):
     target_encoder: OnlineTargetConfig | EMATargetConfig | StopGradientTargetConfig = field(
         default_factory=OnlineTargetConfig
     )
+    freeze_perception: bool = False
+    """Whether perception stays as it is, for instance as the stage `pretrain` has trained it."""
     exclude_chance: bool = False
     """Whether the loss leaves out steps in which chance moved the agent, and what is predicted
     beyond them in a window. For chance that is rare but far-reaching, without a latent variable:
@@ -270,7 +272,7 @@ class TrainJEPA(SGDStage):
                 f"episode has so many, and none has ended: set --train-jepa.length {longest} and, "
                 f"for training online, --actor-critic.train-jepa.length {longest}"
             )
-        _adapt_units(agent, buffer)
+        adapt_units(agent, buffer)
         left_out = [name for name, weight in asdict(self.weights).items() if not weight]
         initial_prototypes = directions(
             prod(agent.shape), torch.Generator().manual_seed(seed), NUM_PROTOTYPES
@@ -288,17 +290,24 @@ class TrainJEPA(SGDStage):
             batch, modality_weights = self._sample_modality_weights(
                 agent, _to_device(batch, agent.device), generator
             )
+
+            def perceive(obs: Observation) -> Tensor:
+                with torch.set_grad_enabled(not self.freeze_perception):
+                    return split(perception, obs, modality_weights)
+
             jepa_loss = JEPALoss(
-                lambda obs: split(perception, obs, modality_weights),
+                perceive,
                 lambda obs, features: compute_targets(obs, features, modality_weights),
                 agent.short_term_memory, agent.world_model, agent.shape[0], self.group_size,
                 self.context_steps, left_out, prototypes, self.exclude_chance,
             )  # fmt: skip
             return jepa_loss(batch, generator)
 
-        trained = [perception, agent.short_term_memory, agent.world_model, target_encoder]
+        trained = [agent.short_term_memory, agent.world_model, target_encoder, extra_parameters]
+        if not self.freeze_perception:
+            trained = [perception, *trained]
         stage_run = SGDStageRun(
-            nn.ModuleList([*trained, extra_parameters]), loss, self.optim,
+            nn.ModuleList(trained), loss, self.optim,
             weights=asdict(self.weights), seed=seed,
             post_step=target_encoder.update,
         )  # fmt: skip
@@ -379,7 +388,7 @@ class FinetuneDynamics(SGDStage):
         return stage_run
 
 
-def _adapt_units(agent: Agent, buffer: SamplesTrajectories) -> None:
+def adapt_units(agent: Agent, buffer: SamplesTrajectories) -> None:
     """Fits the units of observations and interoception to a sample of the buffer. The same buffer
     gives the same units, so a resumed run has those that it had."""
     agent.perception.adapt(_normalization_obs(agent, buffer))  # type: ignore[operator]

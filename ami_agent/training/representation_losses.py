@@ -172,6 +172,24 @@ def straightness(states: Tensor, keep: SelectFn = keep_all) -> Tensor:
     return (1 - nn.functional.cosine_similarity(later, earlier, dim=-1)).mean()
 
 
+def photometric(warped: Tensor, image: Tensor) -> Tensor:
+    """Charbonnier distance sqrt(d^2 + 0.001^2) of an image and of the next one, warped back by the
+    flow, each `[N, C, S, S]` from 0 to 1: an absolute error that is smooth at 0; scalar.
+
+    The reconstruction term of MC-JEPA (Bardes et al. 2023), with the robust penalty of Sun et al.
+    2014.
+    """
+    return ((warped - image).square() + 1e-6).sqrt().mean()
+
+
+def flow_smoothness(flow: Tensor) -> Tensor:
+    """Mean absolute difference of the flow of neighbouring pixels, of `[N, 2, S, S]`; scalar.
+
+    The smoothness term of MC-JEPA (Bardes et al. 2023), without its weights by edges.
+    """
+    return flow.diff(dim=2).abs().mean() + flow.diff(dim=3).abs().mean()
+
+
 def prototypes(
     predicted: Tensor, target: Tensor, prototypes: Tensor, temperature: float = 0.1
 ) -> Tensor:

@@ -3,10 +3,10 @@ and a map of the static scene; and the parts that all encoders share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,10 +48,38 @@ def scale_modality(part: Tensor, weight: float | Tensor) -> Tensor:
     return part if weight == 1 else part * weight
 
 
+class MaskableImage(Protocol):
+    """The encoder of an image of which some patches can be hidden, for masked pretraining. Patches
+    are numbered row by row, L = h w."""
+
+    grid: tuple[int, int]
+    """h, w: the patches of an image."""
+    side: int
+    """Pixels along a side of a patch."""
+    patch_dim: int
+    """F: features of a patch."""
+    context_dim: int
+    """F': numbers of a token of the context."""
+    has_vector_state: bool
+    """Whether the context is a single token, the state."""
+
+    def encode_patches(self, image: Tensor) -> Tensor:
+        """Whole images `[N, C, S, S]` -> the features of all patches, `[N, L, F]`."""
+
+    def encode_context(self, image: Tensor, shown: Tensor) -> Tensor:
+        """Images `[N, C, S, S]` of which only the patches `shown` `[N, K]` are visible -> a token
+        for each of these, `[N, K, F']`, or a single one for all, the state, `[N, 1, F']`."""
+
+
 class Encoder(nn.Module):
     """Observations `[B, *O]` -> states `[B, D]`; D folds into `shape`."""
 
     shape: MapShape
+
+    def maskable_images(self) -> Mapping[str, MaskableImage]:
+        """The images of which patches can be hidden, by modality; "" where there is only one
+        modality. None by default."""
+        return {}
 
     @property
     def adapt_sizes(self) -> Mapping[str, int]:
@@ -68,6 +96,11 @@ def weighted_image(obs: Observation, modality_weights: ModalityWeights) -> Tenso
     ((name, image),) = [("obs", obs)] if isinstance(obs, Tensor) else obs.items()
     pixels = BYTES * image if image.is_floating_point() else image
     return scale_modality(pixels, modality_weights.get(name, 1))
+
+
+def unweighted_image(image: Tensor) -> Tensor:
+    """Images `[N, C, S, S]`, uint8 or float from 0 to 1 -> pixels from 0 to 255."""
+    return weighted_image(image, {})
 
 
 class PatchEmbed(nn.Module):
@@ -94,6 +127,79 @@ class PatchEmbed(nn.Module):
         size = self.patch
         patches = obs.unfold(2, size, size).unfold(3, size, size)  # [N, C, h, w, p, p]
         return patches.permute(0, 2, 3, 1, 4, 5).flatten(3)
+
+
+def select_patches(features: Tensor, index: Tensor) -> Tensor:
+    """Patches `[N, L, F]`, indices `[N, K]` -> `[N, K, F]`."""
+    return features.gather(1, index[..., None].expand(-1, -1, features.shape[2]))
+
+
+def pixel_mask(index: Tensor, grid: tuple[int, int], side: int, size: Sequence[int]) -> Tensor:
+    """Which pixels of images of this size the patches `[N, K]` cover, `[N, 1, S, S]` bool: none
+    beyond the last patch."""
+    covered = torch.zeros(len(index), prod(grid), dtype=torch.bool, device=index.device)
+    mask = covered.scatter_(1, index, True).unflatten(1, grid)
+    mask = mask.repeat_interleave(side, 1).repeat_interleave(side, 2)  # [N, h side, w side]
+    below, right = (max(0, whole - part) for whole, part in zip(size, mask.shape[1:], strict=True))
+    return nn.functional.pad(mask, (0, right, 0, below))[:, None, : size[0], : size[1]]
+
+
+def hide_patches(
+    image: Tensor, shown: Tensor, grid: tuple[int, int], side: int, fill: Tensor
+) -> Tensor:
+    """Images `[N, C, S, S]` with `fill` `[C]` in the place of all pixels but those of the patches
+    `shown` `[N, K]`."""
+    mask = pixel_mask(shown, grid, side, image.shape[2:])
+    return torch.where(mask, image, fill.to(image.dtype)[:, None, None])
+
+
+class ConvMasking:
+    """Hides patches from an encoder of convolutions: it reads the whole image, with a constant in
+    the place of what is hidden. A patch is what one cell of its map covers."""
+
+    def __init__(
+        self, to_map: Callable[[Tensor], Tensor], to_state: nn.Module | None,
+        map_shape: MapShape, state_dim: int, side: int, fill: Tensor,
+    ) -> None:  # fmt: skip
+        """`to_map`: images -> maps `[N, F, h, w]`; `to_state`: maps -> states `[N, D]`, or None
+        where the map is the state. `fill`: the constant, of each channel `[C]`."""
+        self.to_map, self.to_state, self.side, self.fill = to_map, to_state, side, fill
+        self.patch_dim, *sides = map_shape
+        self.grid = (sides[0], sides[1])
+        self.has_vector_state = to_state is not None
+        self.context_dim = state_dim if self.has_vector_state else self.patch_dim
+
+    def encode_patches(self, image: Tensor) -> Tensor:
+        return self.to_map(image).flatten(2).transpose(1, 2)
+
+    def encode_context(self, image: Tensor, shown: Tensor) -> Tensor:
+        feature_map = self.to_map(hide_patches(image, shown, self.grid, self.side, self.fill))
+        if self.to_state is not None:
+            return self.to_state(feature_map)[:, None]
+        return select_patches(feature_map.flatten(2).transpose(1, 2), shown)
+
+
+MAP_LAYERS = 4
+"""Of `image_layers`: those up to the map that the convolution makes."""
+
+
+def mask_image_layers(
+    layers: nn.Sequential, sides: Sequence[int], read: Callable[[Tensor], Tensor], fill: Tensor
+) -> ConvMasking:
+    """Masking of `image_layers` for images with `sides` of so many pixels. Each cell of the map is
+    at every second patch of the first layer. `read`: images -> what the layers read."""
+    each: list[Any] = list(layers)
+    embed, _, convolution, *_ = each
+    to_map = nn.Sequential(*each[:MAP_LAYERS])
+    grid = [-(-(pixels // embed.patch) // 2) for pixels in sides]
+    return ConvMasking(
+        lambda image: to_map(read(image)),
+        nn.Sequential(*each[MAP_LAYERS:]),
+        (convolution.out_channels, grid[0], grid[1]),
+        each[-1].out_features,
+        2 * embed.patch,
+        fill,
+    )
 
 
 def image_layers(embed: PatchEmbed, sides: Sequence[int], hidden: int, out: int) -> list[nn.Module]:
@@ -132,9 +238,15 @@ class ImageEncoder(Encoder):
     def __init__(self, config: ImageEncoderConfig, obs_shape: MapShape) -> None:
         super().__init__()
         self.shape: MapShape = (config.state_dim, 1, 1)
+        self.obs_shape = obs_shape
         embed = PatchEmbed(obs_shape[0], config.patch, config.channels)
         layers = image_layers(embed, obs_shape[1:], config.hidden, config.state_dim)
         self.layers = nn.Sequential(*layers)
+
+    def maskable_images(self) -> Mapping[str, MaskableImage]:
+        channels, *sides = self.obs_shape
+        black = next(self.parameters()).new_zeros(channels)
+        return {"": mask_image_layers(self.layers, sides, unweighted_image, black)}
 
     def forward(self, obs: Observation, modality_weights: ModalityWeights) -> Tensor:
         return self.layers(weighted_image(obs, modality_weights))
@@ -157,6 +269,7 @@ class SpatialEncoder(Encoder):
         super().__init__()
         height, width = (pixels // config.patch for pixels in obs_shape[1:])
         self.shape: MapShape = (config.channels, height, width)
+        self.num_channels, self.patch = obs_shape[0], config.patch
         self.layers = nn.Sequential(
             PatchEmbed(obs_shape[0], config.patch, config.hidden),
             nn.SiLU(),
@@ -165,6 +278,15 @@ class SpatialEncoder(Encoder):
             nn.Conv2d(config.hidden, config.channels, 3, padding=1),
             nn.Flatten(),
         )
+
+    def maskable_images(self) -> Mapping[str, MaskableImage]:
+        black = next(self.parameters()).new_zeros(self.num_channels)
+        return {
+            "": ConvMasking(
+                lambda image: self.layers[:-1](unweighted_image(image)),
+                None, self.shape, 0, self.patch, black,
+            )
+        }  # fmt: skip
 
     def forward(self, obs: Observation, modality_weights: ModalityWeights) -> Tensor:
         return self.layers(weighted_image(obs, modality_weights))

@@ -20,10 +20,13 @@ from modules.nets import (
 )
 from modules.perception.image import (
     BYTES,
+    ConvMasking,
     Encoder,
+    MaskableImage,
     ModalityShapes,
     PatchEmbed,
     image_layers,
+    mask_image_layers,
     scale_modality,
 )
 from modules.types import (
@@ -92,7 +95,12 @@ class ImageBranch(nn.Sequential):
         patch = config.patch or patch_size(shape[1:])
         embed = ScaledPatchEmbed(shape[0], patch, IMAGE_CHANNELS)
         super().__init__(*image_layers(embed, shape[1:], 2 * config.hidden, config.image_dim))
-        self.out = config.image_dim
+        self.out, self.sides = config.image_dim, shape[1:]
+
+    def masking(self) -> ConvMasking:
+        """The image of which patches can be hidden; hidden pixels have the lowest value of each
+        channel."""
+        return mask_image_layers(self, self.sides, nn.Identity(), self[0].low)  # type: ignore[arg-type]
 
     def adapt(self, part: Tensor) -> None:
         """Takes the range of every channel from images `[N, C, S, S]`."""
@@ -227,6 +235,12 @@ class MultiModalEncoder(Encoder):
         for key, branch in self.branches.items():
             if isinstance(branch, StandardizedInput | ImageBranch):
                 branch.adapt(as_dict(obs)[self.names[key]])
+
+    def maskable_images(self) -> Mapping[str, MaskableImage]:
+        found = {self.names[key]: branch for key, branch in self.branches.items()}
+        return {
+            n: branch.masking() for n, branch in found.items() if isinstance(branch, ImageBranch)
+        }
 
     def standardized_inputs(self) -> dict[str, StandardizedInput]:
         """The `StandardizedInput` branches, by the name of their modality."""

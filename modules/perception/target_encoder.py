@@ -17,7 +17,7 @@ from modules.types import FRACTION, ModalityWeights, Observation, Settings
 class OnlineTargetConfig:
     """The target is the encoder's own state, with gradient (as in PLDM and VICReg)."""
 
-    def build(self, perception: nn.Module) -> OnlineTarget:
+    def build(self, perception: nn.Module, steps: int = 1) -> OnlineTarget:
         return OnlineTarget(stop_gradient=False)
 
 
@@ -25,7 +25,7 @@ class OnlineTargetConfig:
 class StopGradientTargetConfig:
     """The target is the encoder's own state, without gradient (SimSiam, Chen & He 2021)."""
 
-    def build(self, perception: nn.Module) -> OnlineTarget:
+    def build(self, perception: nn.Module, steps: int = 1) -> OnlineTarget:
         return OnlineTarget(stop_gradient=True)
 
 
@@ -49,18 +49,26 @@ class OnlineTarget(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class EMATargetConfig(Settings):
     decay: Annotated[float, FRACTION] = 0.99
+    final_decay: Annotated[float | None, FRACTION] = None
+    """Decay at the end of the stage, which is reached linearly (I-JEPA: from 0.996 to 1); None:
+    `decay` throughout."""
 
-    def build(self, perception: nn.Module) -> EMATarget:
-        return EMATarget(perception, self.decay)
+    def build(self, perception: nn.Module, steps: int = 1) -> EMATarget:
+        """`steps`: updates of the stage."""
+        return EMATarget(perception, self.decay, self.final_decay, steps)
 
 
 class EMATarget(nn.Module):
     """The target is the state of an exponential moving average of the encoder, without gradient
     (BYOL, Grill et al. 2020; I-JEPA, Assran et al. 2023)."""
 
-    def __init__(self, perception: nn.Module, decay: float) -> None:
+    def __init__(
+        self, perception: nn.Module, decay: float, final_decay: float | None = None, steps: int = 1
+    ) -> None:
+        """`final_decay`: the decay after `steps` updates, reached linearly; None: `decay`."""
         super().__init__()
-        self.average, self.decay = AveragedModel(perception), decay
+        self.average, self.decay, self.steps = AveragedModel(perception), decay, steps
+        self.final_decay = decay if final_decay is None else final_decay
         # `AveragedModel.update_parameters` takes most of its time to list them
         modules = (self.average.module, perception)
         self.parameters_of: list[list[Tensor]] = [list(module.parameters()) for module in modules]
@@ -71,11 +79,18 @@ class EMATarget(nn.Module):
     ) -> Tensor:
         return self.average(obs, modality_weights)
 
+    def decay_at(self, step: int) -> float:
+        """The decay of update `step`, counted from 0; the first update makes a copy, decay 0."""
+        if not step:
+            return 0.0
+        progress = min(1.0, step / max(1, self.steps - 1))
+        return self.decay + (self.final_decay - self.decay) * progress
+
     @torch.no_grad()
     def update(self) -> None:
         """Moves the average towards the encoder; called after each gradient step. The first call
         makes them equal."""
         average, current = self.parameters_of
         if average:
-            torch._foreach_lerp_(average, current, 1 - self.decay if self.average.n_averaged else 1)
+            torch._foreach_lerp_(average, current, 1 - self.decay_at(int(self.average.n_averaged)))
         self.average.n_averaged += 1
