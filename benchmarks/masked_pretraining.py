@@ -53,9 +53,10 @@ STAGES: Mapping[str, Mapping[str, Any]] = {
 @dataclass(frozen=True)
 class Flags:
     recipe: tyro.conf.Positional[str] = "two-rooms-distracted"
-    seeds: int = 3
-    steps: int = 500
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 400
     batch_size: int = 64
+    """Images of an update."""
     encoder: str = ""
     """PatchTransformer or Spatial instead of the recipe's."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(name="only")] = ()
@@ -66,7 +67,7 @@ def main(flags: Flags) -> None:
     console = Console(width=160)
     variants = {name: STAGES[name] for name in flags.only or STAGES}
     scores: dict[str, list[dict[str, float]]] = {}
-    for seed in range(flags.seeds):
+    for seed in flags.seeds:
         config = config_of(flags)
         spec = config.env.build(1).spec
         agent = build(config, spec, seed=seed, num_envs=300, buffer_size=33)
@@ -82,7 +83,8 @@ def main(flags: Flags) -> None:
             learner = build(config, spec, seed=seed)
             learner.replay_buffer = agent.replay_buffer
             if changes is not None:
-                optim = OptimConfig(steps=flags.steps, batch_size=flags.batch_size)
+                batch_size = flags.batch_size // changes.get("num_frames", 1)
+                optim = OptimConfig(steps=flags.steps, batch_size=batch_size)
                 stage = PretrainMasked(optim=optim, **changes)
                 run = stage.start(learner, config.env, stage_seed(seed, "pretrain"))
                 while run.step < run.total:
@@ -94,7 +96,8 @@ def main(flags: Flags) -> None:
             learner.eval()
             found = score(sets, [states_of(learner, part.obs) for part in sets])
             scores.setdefault(name, []).append(found)
-            console.print(f"{name}, seed {seed}: {found} {time.monotonic() - begun:.0f} s")
+            seconds = time.monotonic() - begun
+            console.print(f"{name}, seed {seed}: {found}, {seconds:.0f} s")
     columns = ["", "linear probe", "by seed", "nearest neighbours", "by seed", "mean std", "rank"]
     rows = []
     for name, found in scores.items():
@@ -105,7 +108,7 @@ def main(flags: Flags) -> None:
             name, mean["linear"], by_seed["linear"], mean["neighbours"], by_seed["neighbours"],
             mean["std"], mean["rank"],
         ])  # fmt: skip
-    title = f"{flags.recipe} {flags.encoder}, {flags.steps} updates of {flags.batch_size} windows"
+    title = f"{flags.recipe} {flags.encoder}, {flags.steps} updates of {flags.batch_size} images"
     print_table(console, title, columns, rows)
 
 

@@ -24,7 +24,8 @@ import ami_agent as ami
 import ami_agent.cli.main as cli
 from ami_agent.config import override
 from ami_agent.storage import checkpoint, run_dir
-from ami_agent.training import distributed
+from ami_agent.training import PretrainMasked, distributed
+from ami_agent.training.pretrain import MaskedLossWeights
 from ami_agent.training.representation_losses import covariance, variance
 from modules.perception.target_encoder import EMATargetConfig
 from tests.conftest import error_line, small
@@ -97,6 +98,12 @@ def recipe(name: str) -> ami.Config:
     if name == "two-rooms":  # the goal of a state is any other of the batch
         stages["train_goal_critic"] = replace(stages["train_goal_critic"], group_size=1)
         del stages["distill_policy"]  # an untrained planner magnifies rounding; see below
+        pretrain = PretrainMasked(
+            optim=stages["train_jepa"].optim,
+            num_frames=2,
+            weights=MaskedLossWeights(variance=1.0, covariance=1.0, flow=1.0),
+        )
+        stages = {"collect": stages.pop("collect"), "pretrain": pretrain, **stages}
     else:
         kept = ("collect", "train_jepa", "train_goal_critic", "distill_paths")
         stages = {n: stage for n, stage in stages.items() if n in kept}

@@ -179,7 +179,8 @@ def check_ablate(name: str, flags: list[str]) -> None:
         config_flags.parse(StudyFlags(), flags, "ami")
         load_configs(name)
         return
-    parsed = config_flags.parse(AblateFlags(config=recipe(name)), flags, "ami")
+    config, flags = config_flags.choose_components(recipe(name), flags)
+    parsed = config_flags.parse(AblateFlags(config=config), flags, "ami")
     ablation.variants(parsed.config, parsed.without, parsed.swap)
 
 

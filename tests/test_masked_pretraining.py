@@ -23,6 +23,7 @@ from ami_agent.components import (
     OnlineTargetConfig,
     PatchTransformerEncoderConfig,
     SpatialEncoderConfig,
+    StopGradientTargetConfig,
 )
 from ami_agent.config import Config, build, override
 from ami_agent.train import train
@@ -85,6 +86,13 @@ def test_the_context_is_what_the_targets_leave_of_its_own_block():
     rows, columns = masks.context // 8, masks.context % 8
     for part in (rows, columns):
         assert (part.amax(1) - part.amin(1) <= 3).all()
+
+
+def test_where_targets_cover_a_context_block_other_patches_are_shown():
+    config = MaskConfig(num_targets=1, target_scale=(0.5, 0.5), context_scale=(0.02, 0.02))
+    masks = config.sample((8, 8), 64, rng())  # a context block is one patch
+    assert masks.context.shape == (64, 1)
+    assert not (masks.targets[:, 0] == masks.context).any()
 
 
 @pytest.mark.parametrize(
@@ -257,17 +265,19 @@ def by_hand_loss(weights: MaskedLossWeights, frames: Tensor, weight: Tensor) -> 
     image = Brightness(weight)
     loss = MaskedImageLoss(stage, image, Online(), "")
     loss.predictor = SumOfContext()
-    masks = Masks(torch.tensor([[0, 1]]), torch.tensor([[[2], [3]]]))
+    context, targets = torch.tensor([[0, 1], [2, 3]]), torch.tensor([[[2], [3]], [[0], [1]]])
+    masks = Masks(context[: len(frames)], targets[: len(frames)])
     return loss(image, frames, masks, rng())
 
 
 def test_the_error_is_the_mean_over_blocks_patches_frames_and_features():
-    frames = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]).view(1, 2, 1, 2, 2)
-    terms = by_hand_loss(MaskedLossWeights(), frames, torch.tensor(0.5))
-    # features: half of each pixel; predictions 1.5 + 2, 1.5 + 3 and 5.5 + 2, 5.5 + 3
-    expected = ((3.5 - 1.5) ** 2 + (4.5 - 2) ** 2 + (7.5 - 3.5) ** 2 + (8.5 - 4) ** 2) / 4
+    pixels = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8], [10, 20, 30, 40], [50, 60, 70, 80]])
+    terms = by_hand_loss(MaskedLossWeights(), pixels.view(2, 2, 1, 2, 2), torch.tensor(0.5))
+    # features: half of each pixel; predictions: their sum over the context, and the patch number
+    first = (1.5 + 2 - 1.5) ** 2 + (1.5 + 3 - 2) ** 2 + (5.5 + 2 - 3.5) ** 2 + (5.5 + 3 - 4) ** 2
+    second = (35 - 5) ** 2 + (35 + 1 - 10) ** 2 + (75 - 25) ** 2 + (75 + 1 - 30) ** 2
     assert set(terms) == {"prediction"}
-    assert terms["prediction"].item() == pytest.approx(expected)
+    assert terms["prediction"].item() == pytest.approx((first + second) / 8)
 
 
 def test_regularizers_see_every_patch_of_whole_images():
@@ -282,6 +292,51 @@ def test_regularizers_see_every_patch_of_whole_images():
         terms["sigreg"],
         losses.sigreg(features.reshape(-1, 1), losses.directions(1, rng())),
     )
+
+
+def test_a_vector_state_is_regularized_beside_the_patches():
+    image = encoder("image").maskable_images()[""]
+    weights = MaskedLossWeights(variance=1, covariance=1)
+    loss = MaskedImageLoss(PretrainMasked(weights=weights), image, Online(), "")
+    frames, masks = images(6, 1, 2, 16, 16), MaskConfig().sample((4, 4), 6, rng())
+    terms = loss(image, frames, masks, rng())
+    state = image.encode_context(frames[:, 0], masks.context)[:, 0]
+    patches = image.encode_patches(frames[:, 0])
+    torch.testing.assert_close(
+        terms["variance"], (losses.variance(patches.flatten(1)) + losses.variance(state)) / 2
+    )
+    torch.testing.assert_close(
+        terms["covariance"],
+        (losses.covariance(patches.flatten(0, 1)) + losses.covariance(state)) / 2,
+    )
+
+
+class NoContext(nn.Module):
+    """Predicts 0 whatever the context is."""
+
+    def forward(self, context: Tensor, shown: Tensor, targets: Tensor) -> Tensor:
+        num_blocks, size = targets.shape[1:]
+        return torch.zeros(len(context), num_blocks, context.shape[1], size, 32)
+
+
+@pytest.mark.parametrize(
+    ("target", "learns"),
+    [
+        (EMATargetConfig(), False),
+        (StopGradientTargetConfig(), False),
+        (OnlineTargetConfig(), True),
+    ],
+)
+def test_targets_have_a_gradient_only_where_they_are_the_online_features(target, learns):
+    perception = encoder("image")
+    image, target_encoder = perception.maskable_images()[""], target.build(perception)
+    loss = MaskedImageLoss(PretrainMasked(), image, target_encoder, "")
+    loss.predictor = NoContext()
+    frames, masks = images(6, 1, 2, 16, 16), MaskConfig().sample((4, 4), 6, rng())
+    error = loss(image, frames, masks, rng())["prediction"]
+    assert error.requires_grad == learns
+    normalized = torch.tensor(1.0)  # the mean square after a LayerNorm
+    assert torch.allclose(error, normalized, atol=0.1) != learns
 
 
 def test_flow_of_the_true_motion_warps_the_next_frame_onto_the_one_before():
@@ -491,7 +546,10 @@ def test_what_cannot_be_masked_is_refused_before_anything_is_trained(rooms):
         ({"stages.pretrain.weights.flow": 1.0}, "num_frames is 1; it must be at least 2"),
         ({"stages.pretrain.weights.prediction": 0.0}, "one of them must not be, or nothing"),
         ({"stages.pretrain.target_encoder": OnlineTargetConfig()}, "the same features unless"),
-        ({"perception": PatchTransformerEncoderConfig(patch=8)}, "don't divide images of 65 by 65"),
+        (
+            {"perception": PatchTransformerEncoderConfig(patch=8)},
+            "65 by 65: perception.patch must be one of 1, 5, 13, 65",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_a_line(rooms, changes, message):

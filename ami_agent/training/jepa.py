@@ -303,11 +303,9 @@ class TrainJEPA(SGDStage):
             )  # fmt: skip
             return jepa_loss(batch, generator)
 
-        trained = [agent.short_term_memory, agent.world_model, target_encoder, extra_parameters]
-        if not self.freeze_perception:
-            trained = [perception, *trained]
+        trained = [perception, agent.short_term_memory, agent.world_model, target_encoder]
         stage_run = SGDStageRun(
-            nn.ModuleList(trained), loss, self.optim,
+            nn.ModuleList([*trained, extra_parameters]), loss, self.optim,
             weights=asdict(self.weights), seed=seed,
             post_step=target_encoder.update,
         )  # fmt: skip

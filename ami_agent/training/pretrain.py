@@ -54,7 +54,7 @@ DRAWN_WINDOWS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLossWeights:
-    """The weight of each term of masked pretraining; a term of weight 0 is not computed."""
+    """The weight of each term of masked pretraining; a term of weight 0 is left out."""
 
     prediction: float = 1.0
     """Squared error of the predicted features of hidden patches."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import gcd
 from typing import Annotated
 
 from torch import Tensor, nn
@@ -44,10 +45,12 @@ class PatchTransformerEncoderConfig(Settings):
 
     def build(self, shapes: ModalityShapes) -> PatchTransformerEncoder:
         shape = image_shape(shapes, self.patch)
-        if shape[1] % self.patch or shape[2] % self.patch:
+        common = gcd(*shape[1:])
+        if common % self.patch:
+            divisors = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
             raise ConfigError(
                 f"patches of {self.patch} pixels don't divide images of {shape[1]} by {shape[2]}: "
-                "perception.patch must divide both sides"
+                f"perception.patch must be one of {divisors}"
             )
         return PatchTransformerEncoder(self, shape)
 
