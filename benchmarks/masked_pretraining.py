@@ -15,7 +15,6 @@ from rich.console import Console
 
 from ami_agent import recipes
 from ami_agent.components import (
-    EMATargetConfig,
     ImageEncoderConfig,
     OnlineTargetConfig,
     PatchTransformerEncoderConfig,
@@ -38,7 +37,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "reach": {**IMAGES, "perception": ImageEncoderConfig(patch=4)},
 }
 """Recipes with images, and their changes."""
-EMA = EMATargetConfig(decay=0.996, final_decay=1.0)
 VICREG = MaskedLossWeights(variance=2.0, covariance=1.0)
 STAGES: Mapping[str, Mapping[str, Any]] = {
     "I-JEPA": {},

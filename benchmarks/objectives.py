@@ -5,6 +5,7 @@
     ami ablate benchmarks/objectives.py:terms         # the same for an agent with a critic
     ami ablate benchmarks/objectives.py:fixed         # the same on one layout
     ami ablate benchmarks/objectives.py:stand_ins     # other losses against collapse
+    ami ablate benchmarks/objectives.py:pretraining   # perception that was trained before
 
 The results are those of Mode-2; no stage trains the policy of Mode-1.
 """
@@ -14,8 +15,9 @@ from __future__ import annotations
 import ami_agent as ami
 from ami_agent import components
 from ami_agent.config import override
-from ami_agent.training import CollectBehaviour, TrainJEPA
+from ami_agent.training import CollectBehaviour, PretrainMasked, TrainJEPA
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.pretrain import MaskedLossWeights
 from ami_agent.training.representation_losses import LossWeights
 
 PUBLISHED = LossWeights(
@@ -151,4 +153,21 @@ def stand_ins() -> Variants:
         "SwAV": with_weights(bare, prototypes=1),
         "moving average (BYOL)": with_target_encoder(components.EMATargetConfig()),
         "stopped gradient (SimSiam)": with_target_encoder(components.StopGradientTargetConfig()),
+    }
+
+
+def pretraining() -> Variants:
+    """What is masked pretraining of perception worth before a world model that has a third of its
+    updates? The background of distractors has no weight, and is not learnt from."""
+    base = override(
+        planned(ami.recipes.two_rooms_distracted()), {"stages.train_jepa.optim.steps": 433}
+    )
+    optim = OptimConfig(steps=433, batch_size=64)
+    vicreg = MaskedLossWeights(variance=2.0, covariance=1.0)
+    return {
+        "no pretraining": base,
+        "moving average": override(base, {"stages.pretrain": PretrainMasked(optim=optim)}),
+        "moving average and VICReg": override(
+            base, {"stages.pretrain": PretrainMasked(optim=optim, weights=vicreg)}
+        ),
     }

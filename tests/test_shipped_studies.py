@@ -69,3 +69,11 @@ def test_the_description_of_a_setting_is_its_meaning():
 
 def test_studies_are_named_by_file_and_function(capsys):
     assert "no function 'nothing'" in error_line(capsys, "ablate", f"{FILE}:nothing")
+
+
+def test_the_variants_of_pretraining_differ_in_that_stage_alone(tmp_path):
+    found = load_configs(f"{FILE}:pretraining")
+    base = found.pop("no pretraining")
+    for name, config in found.items():
+        check(config, tmp_path / name, 0, False)
+        assert override(config, {"stages.pretrain": None}) == base
