@@ -37,13 +37,13 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "reach": {**IMAGES, "perception": ImageEncoderConfig(patch=4)},
 }
 """Recipes with images, and their changes."""
-VICREG = MaskedLossWeights(variance=2.0, covariance=1.0)
+PREDICTION = MaskedLossWeights()
 STAGES: Mapping[str, Mapping[str, Any]] = {
-    "I-JEPA": {},
-    "tubes of 4 frames": {"num_frames": 4},
-    "VICReg, no EMA": {"target_encoder": OnlineTargetConfig(), "weights": VICREG},
-    "EMA and VICReg": {"weights": VICREG},
-    "stopped gradient": {"target_encoder": StopGradientTargetConfig()},
+    "I-JEPA": {"weights": PREDICTION},
+    "tubes of 4 frames": {"num_frames": 4, "weights": PREDICTION},
+    "VICReg, no EMA": {"target_encoder": OnlineTargetConfig()},
+    "EMA and VICReg": {},
+    "stopped gradient": {"target_encoder": StopGradientTargetConfig(), "weights": PREDICTION},
     "EMA and flow": {"num_frames": 2, "weights": MaskedLossWeights(flow=1.0)},
 }
 

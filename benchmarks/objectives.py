@@ -163,11 +163,11 @@ def pretraining() -> Variants:
         planned(ami.recipes.two_rooms_distracted()), {"stages.train_jepa.optim.steps": 433}
     )
     optim = OptimConfig(steps=433, batch_size=64)
-    vicreg = MaskedLossWeights(variance=2.0, covariance=1.0)
+    alone = PretrainMasked(optim=optim, weights=MaskedLossWeights())
     return {
         "no pretraining": base,
-        "moving average": override(base, {"stages.pretrain": PretrainMasked(optim=optim)}),
+        "moving average": override(base, {"stages.pretrain": alone}),
         "moving average and VICReg": override(
-            base, {"stages.pretrain": PretrainMasked(optim=optim, weights=vicreg)}
+            base, {"stages.pretrain": PretrainMasked(optim=optim)}
         ),
     }

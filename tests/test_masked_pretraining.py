@@ -545,7 +545,13 @@ def test_what_cannot_be_masked_is_refused_before_anything_is_trained(rooms):
         ({"stages.pretrain.num_frames": 999}, "num_frames is 999, but an episode has"),
         ({"stages.pretrain.weights.flow": 1.0}, "num_frames is 1; it must be at least 2"),
         ({"stages.pretrain.weights.prediction": 0.0}, "one of them must not be, or nothing"),
-        ({"stages.pretrain.target_encoder": OnlineTargetConfig()}, "the same features unless"),
+        (
+            {
+                "stages.pretrain.target_encoder": OnlineTargetConfig(),
+                "stages.pretrain.weights.variance": 0.0,
+            },
+            "the same features unless",
+        ),
         (
             {"perception": PatchTransformerEncoderConfig(patch=8)},
             "65 by 65: perception.patch must be one of 1, 5, 13, 65",

@@ -86,7 +86,10 @@ class PretrainMasked(SGDStage):
     """Trains perception alone, on recorded images: it predicts the features of hidden patches from
     what is left of an image (I-JEPA, V-JEPA)."""
 
-    weights: MaskedLossWeights = field(default_factory=MaskedLossWeights)
+    weights: MaskedLossWeights = field(
+        default_factory=lambda: MaskedLossWeights(variance=2.0, covariance=1.0)
+    )
+    """I-JEPA has the prediction alone, with which the states of Two Rooms collapse."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=1000, batch_size=64))
     masks: MaskConfig = field(default_factory=MaskConfig)
     num_frames: Annotated[int, HORIZON] = 1
