@@ -18,6 +18,7 @@ from ami_agent.agent import Controller
 from ami_agent.storage import run_dir
 from modules.actor.policy import BallActions, BoxActions, PolicyConfig
 from modules.by_hand import convolution
+from modules.by_hand.autograd import after_first
 from modules.by_hand.protocol import own_method
 from modules.cost.cost import goal_distance
 from modules.cost.goal_critic import (
@@ -220,11 +221,20 @@ def test_a_subclass_imagines_what_it_unrolls_whether_it_learns_or_not():
     torch.testing.assert_close(own.imagine(state, actions).states, learning)
 
 
+def path_energy(
+    distance: Quasimetric, states: Tensor, goal: Tensor, reachability: float = 0.0
+) -> Tensor:
+    """States `[B, P, H + 1, D]` -> `[B, P]`"""
+    context = TaskContext._make([None] * len(TaskContext._fields))._replace(goal=goal)
+    rollout = Rollout(states, states, states, states)
+    return GoalCritic(distance, reachability)(rollout, context)
+
+
 def test_what_a_subclass_computes_itself_is_not_taken_from_its_parent():
     size, goal = 5, normal(1, 5)
     plain = randomized(QuasimetricConfig(hidden=6).build((size, 1, 1))).requires_grad_(False)
     far, states = TwiceAsFar(plain.embed, plain.groups), normal(1, 2, HORIZON, size, seed=1)
-    torch.testing.assert_close(far.path_mean(states, goal), 2 * plain.path_mean(states, goal))
+    torch.testing.assert_close(path_energy(far, states, goal), 2 * path_energy(plain, states, goal))
     assert GoalCritic(plain).by_hand(goal) is not None
     assert GoalCritic(far).by_hand(goal) is None
     model, state = world_model().requires_grad_(False), normal(1, size)
@@ -299,8 +309,8 @@ def test_gradients_by_hand_are_those_of_finite_differences():
     distance = randomized(QuasimetricConfig(hidden=6, groups=2, units=3).build((5, 1, 1)))
     expected = distance(states[:, :, 1:], goal[:, None, None]).mean(-1)
     distance.requires_grad_(False)
-    torch.testing.assert_close(distance.path_mean(states, goal), expected)
-    assert gradcheck(lambda s: distance.path_mean(s, goal), states)
+    torch.testing.assert_close(path_energy(distance, states, goal), expected)
+    assert gradcheck(lambda s: path_energy(distance, s, goal), states)
 
     def miss(states: Tensor, goal: Tensor) -> Tensor:
         context = TaskContext._make([None] * len(TaskContext._fields))._replace(goal=goal)
@@ -323,9 +333,51 @@ def test_the_slope_of_a_distance_between_maps_is_that_of_finite_differences():
     expected = distance(states[:, :, 1:], goal[:, None, None]).mean(-1)
     distance.requires_grad_(False)
     with OperationCounter() as operations:
-        torch.testing.assert_close(distance.path_mean(states, goal), expected)
+        torch.testing.assert_close(path_energy(distance, states, goal), expected)
     assert not operations.counts["aten.convolution.default"]
-    assert gradcheck(lambda s: distance.path_mean(s, goal), states)
+    assert gradcheck(lambda s: path_energy(distance, s, goal), states)
+
+
+@pytest.mark.parametrize("config", [
+    QuasimetricConfig(hidden=6, groups=2, units=3),
+    ConvQuasimetricConfig(channels=3, hidden=6, groups=2, units=3),
+])  # fmt: skip
+def test_what_is_out_of_reach_costs_the_steps_that_are_missing(config):
+    states, goal = normal(2, 3, HORIZON + 1, prod(MAP)), normal(2, prod(MAP), seed=1)
+    distance = randomized(config.build(MAP)).requires_grad_(False)
+    for layer in distance.embed.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.mul_(2)  # some states are too far, and some are not
+    to_goal = distance(states[:, :, 1:], goal[:, None, None])
+    way = distance(states[:, :, :1], states[:, :, 1:])
+    missing = (way - torch.arange(1, HORIZON + 1)).relu()
+    assert missing.any()
+    assert not missing.all()
+    expected = (to_goal + 0.5 * missing).mean(-1)
+    torch.testing.assert_close(path_energy(distance, states, goal, 0.5), expected)
+    # by hand: the same energy, and the gradient of finite differences
+    by_hand, start = GoalCritic(distance, 0.5).by_hand(goal), states[:, 0, 0]
+    value, slope = by_hand(after_first(states), goal, start)
+    torch.testing.assert_close(value, expected)
+    path = after_first(states).clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(energy_by_autograd(distance, path, goal, start).sum(), path)
+    torch.testing.assert_close(slope(3.0), 3 * gradient)
+
+
+def energy_by_autograd(distance: Quasimetric, path: Tensor, goal: Tensor, start: Tensor) -> Tensor:
+    """The energy by autograd, of states after the first, time first."""
+    states = torch.cat([start[None, :, None].expand(-1, -1, path.shape[2], -1), path])
+    return path_energy(distance, states.permute(1, 2, 0, 3), goal, 0.5)
+
+
+def test_no_plan_is_better_than_the_distance_to_the_goal_allows():
+    distance = randomized(QuasimetricConfig(hidden=6).build((5, 1, 1))).requires_grad_(False)
+    states, goal = 9 * normal(4, 50, HORIZON + 1, 5), normal(4, 5, seed=1)
+    states[:, :, 0] = states[:, :1, 0]
+    bound = distance(states[:, :, 0], goal[:, None]) - (HORIZON + 1) / 2
+    energy = path_energy(distance, states, goal, 1.0)
+    assert (energy > bound - 1e-9).all()
+    assert (path_energy(distance, states, goal) < bound).any()
 
 
 def test_an_arrived_state_has_no_slope_to_its_goal():
@@ -334,7 +386,7 @@ def test_an_arrived_state_has_no_slope_to_its_goal():
     goal = normal(1, 5)
     # one state is imagined: of several, the product with the weights may be rounded otherwise
     states = goal.expand(1, 1, 2, 5).clone().requires_grad_()
-    (slope,) = torch.autograd.grad(distance.path_mean(states, goal).sum(), states)
+    (slope,) = torch.autograd.grad(path_energy(distance, states, goal).sum(), states)
     assert not slope.any()
 
 

@@ -12,7 +12,7 @@ What a module offers. A class whose function `f` is also written by hand has a m
 (`by_hand` for its `forward`); `protocol.py` lists what each returns:
 
 - dynamics: `unroll_by_hand()`, H steps of `forward`;
-- a quasimetric: `path_mean_by_hand(goal)`; a goal critic and a cost: `by_hand(...)`;
+- a goal critic and a cost: `by_hand(...)`;
 - an action space: `squash_by_hand(raw)`;
 - a world model: `imagine_by_hand()`.
 

@@ -31,11 +31,12 @@ class ByHand(torch.autograd.Function):
 
 def differentiable_energy(energy: PathEnergy, states: Tensor, goal: Tensor) -> Tensor:
     """The energy `[B, P]` of the states `[B, P, H + 1, D]` after the first."""
+    start = states[:, 0, 0]
     if not (states.requires_grad and torch.is_grad_enabled()):
-        return energy(after_first(states), goal)[0]
+        return energy(after_first(states), goal, start)[0]
 
     def function(states: Tensor) -> tuple[Tensor, Pullback]:
-        value, slope = energy(states, goal)
+        value, slope = energy(states, goal, start)
         return value, lambda grad: (slope(1) * grad[..., None],)
 
     return ByHand.apply(function, after_first(states))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,17 @@ from modules.by_hand.caches import version
 from modules.by_hand.mlp import MLPConstants
 
 
+class CriticConstants(NamedTuple):
+    """A `GoalCritic` with constant weights: the embedding of its quasimetric, whose numbers are
+    `[groups, units]`, and the weight of what is out of reach."""
+
+    embed: MLPConstants
+    groups: int
+    reachability: float
+
+
 def mean_square(
-    states: Tensor, goal: Tensor, goal_dims: int = 0
+    states: Tensor, goal: Tensor, start: Tensor, goal_dims: int = 0
 ) -> tuple[Tensor, Callable[[float], Tensor]]:
     """The squared difference of state and goal in the first `goal_dims` numbers, or in all if that
     is 0, mean over these numbers and over the path."""
@@ -31,23 +41,37 @@ def mean_square(
 
 
 def mean_steps_to_goal(
-    embed: MLPConstants, groups: int, states: Tensor, goal: Tensor
+    critic: CriticConstants, states: Tensor, goal: Tensor, start: Tensor
 ) -> tuple[Tensor, Callable[[float], Tensor]]:
-    """The distance of a `Quasimetric` from state to goal, mean over the path. `embed`: its
-    embedding, whose numbers are `[groups, units]`."""
+    """The energy of a `GoalCritic`: the distance of its quasimetric from state to goal, and what
+    exceeds the steps so far in the distance from the start, mean over the path."""
+    embed, groups, reachability = critic
     *inner, embedded = embed.forward(states.reshape(-1, states.shape[-1]))
     grouped = embedded.view(*states.shape[:3], groups, -1)
-    difference = _goal_embedding(embed, groups, goal) - grouped
-    # never 0, so that only a positive maximum is equal to it
-    largest = difference.amax(-1, keepdim=True).clamp_min_(torch.finfo(goal.dtype).tiny)
+    energy, grad = _distance(_goal_embedding(embed, groups, goal) - grouped)
+    if reachability:
+        embedded_start = embed.forward(start)[-1].view(len(start), 1, groups, -1)
+        way, grad_way = _distance(grouped - embedded_start)
+        steps = torch.arange(1, len(states) + 1, dtype=way.dtype, device=way.device)
+        excess = (way - steps[:, None, None]).relu_()
+        energy = energy + reachability * excess
+        counts = (reachability * excess.sign())[..., None, None]
+        grad = grad.to(way.dtype) - counts * grad_way
 
     def slope(weight: float) -> Tensor:
-        is_largest = torch.eq(difference, largest, out=torch.empty_like(difference))
         scale = -weight / (len(states) * groups)
-        grad = is_largest.view_as(embedded)
-        return embed.gradient(grad, *inner, scale=scale).view_as(states)
+        return embed.gradient(grad.view_as(embedded), *inner, scale=scale).view_as(states)
 
-    return largest.mean((0, 3, 4)), slope
+    return energy.mean(0), slope
+
+
+def _distance(difference: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of embeddings `[..., groups, units]` -> distances `[...]`, and which numbers they
+    consist of, as their type."""
+    # never 0, so that only a positive maximum is equal to it
+    largest = difference.amax(-1, keepdim=True).clamp_min_(torch.finfo(difference.dtype).tiny)
+    is_largest = torch.eq(difference, largest, out=torch.empty_like(difference))
+    return largest.mean((-2, -1)), is_largest
 
 
 def _goal_embedding(embed: MLPConstants, groups: int, goal: Tensor) -> Tensor:

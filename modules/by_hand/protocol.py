@@ -17,10 +17,10 @@ SquashByHand: TypeAlias = Callable[[Tensor], tuple[Tensor, Pullback]]
 """An action space, `squash_by_hand`: unbounded numbers `[..., A]` -> actions `[..., A]` and the
 pullback."""
 
-PathEnergy: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Callable[[float], Tensor]]]
+PathEnergy: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Callable[[float], Tensor]]]
 """A goal critic, `by_hand(goal)`: imagined states `[H, B, P, D]`, time first as they lie in memory;
-goals `[B, D]` or `[1, D]` -> an energy `[B, P]`, and its gradient with respect to the states as a
-function of its weight."""
+goals `[B, D]` or `[1, D]`; the states `[B, D]` where the paths begin -> an energy `[B, P]`, and its
+gradient with respect to the imagined states as a function of its weight."""
 
 ImagineByHand: TypeAlias = Callable[[Tensor, Tensor], tuple[Rollout, Callable[[Tensor], Tensor]]]
 """A world model, `imagine_by_hand()`: states `[B, D]`, actions `[B, P, H, A]` -> their futures, and

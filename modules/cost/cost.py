@@ -183,9 +183,10 @@ class Cost(nn.Module):
 
         def terms_and_slope(rollout: Rollout) -> tuple[dict[str, Tensor], Tensor]:
             states, terms, slopes = after_first(rollout.states), {}, []
+            start = rollout.states[:, 0, 0]
             for name, energy, weight in active:
                 assert energy is not None
-                value, slope = energy(states, context.goal)
+                value, slope = energy(states, context.goal, start)
                 terms[name] = weighted(weight, value)
                 slopes.append(slope(weight))
             return terms, reduce(torch.add, slopes)

@@ -8,13 +8,14 @@ from functools import partial
 from math import prod
 from typing import Annotated
 
+import torch
 from torch import Tensor, nn
 
 from modules.by_hand.autograd import differentiable_energy
 from modules.by_hand.caches import DerivedFromWeights
-from modules.by_hand.energies import mean_steps_to_goal
+from modules.by_hand.energies import CriticConstants, mean_steps_to_goal
 from modules.by_hand.mlp import MLPConstants, embedding_constants
-from modules.by_hand.protocol import PathEnergy, own_method
+from modules.by_hand.protocol import PathEnergy
 from modules.nets import (
     ConvHead,
     GlimpseConfig,
@@ -23,7 +24,7 @@ from modules.nets import (
     fourier_linear,
     silu_mlp,
 )
-from modules.types import WIDTH, MapShape, Rollout, Settings, TaskContext
+from modules.types import WEIGHT, WIDTH, MapShape, Rollout, Settings, TaskContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,6 @@ class Quasimetric(nn.Module):
     def __init__(self, embed: nn.Module, groups: int) -> None:
         super().__init__()
         self.embed, self.groups = embed, groups
-        self.constants: DerivedFromWeights[MLPConstants] = DerivedFromWeights()
 
     def from_embeddings(self, start: Tensor, goal: Tensor) -> Tensor:
         """Embedded states and goals, `[..., F]` each, broadcast -> steps `[...]`."""
@@ -58,21 +58,6 @@ class Quasimetric(nn.Module):
     def forward(self, state: Tensor, goal: Tensor) -> Tensor:
         """States and goals, `[..., D]` each, broadcast -> steps to go `[...]`."""
         return self.from_embeddings(self.embed(state), self.embed(goal))
-
-    def path_mean(self, states: Tensor, goal: Tensor) -> Tensor:
-        """Imagined states `[B, P, H + 1, D]`, goals `[B, D]` -> the steps to go, mean over the H
-        states after the first, `[B, P]`."""
-        offered = own_method(self, "path_mean_by_hand")
-        by_hand = None if offered is None else offered(goal)
-        if by_hand is None or goal.requires_grad:
-            return self(states[:, :, 1:], goal[:, None, None]).mean(-1)
-        return differentiable_energy(by_hand, states, goal)
-
-    def path_mean_by_hand(self, goal: Tensor) -> PathEnergy | None:
-        """`path_mean`, faster (`modules/by_hand`). None if the weights take a gradient, or the
-        embedding is neither a `silu_mlp` nor a `ConvHead`."""
-        embed = embedding_constants(self.embed, self.constants)
-        return None if embed is None else partial(mean_steps_to_goal, embed, self.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,26 +115,51 @@ class GoalCriticConfig:
         | GlimpseQuasimetricConfig
         | ConvQuasimetricConfig
     ) = field(default_factory=QuasimetricConfig)
+    reachability: Annotated[float, WEIGHT] = 0.0
+    """Weight of the steps by which the distance from the present state to an imagined one exceeds
+    the steps that were imagined. Where the world model lets a path through a wall, the critic knows
+    that nothing comes so far: with weight 1 no plan is better than the distance to the goal
+    allows. For a critic that counts single steps."""
 
     def build(self, shape: MapShape) -> GoalCritic:
-        return GoalCritic(self.distance.build(shape))
+        return GoalCritic(self.distance.build(shape), self.reachability)
 
 
 class GoalCritic(nn.Module):
-    """Steps to the goal, mean over an imagined path."""
+    """Steps to the goal, and steps that no path of that length can have come, mean over an imagined
+    path: d(s_t, g) + w relu(d(s_0, s_t) - t). By the triangle inequality, that is at least
+    d(s_0, g) - t if w is 1, whatever the world model predicts."""
 
-    def __init__(self, distance: Quasimetric) -> None:
+    def __init__(self, distance: Quasimetric, reachability: float = 0.0) -> None:
         super().__init__()
-        self.distance = distance
+        self.distance, self.reachability = distance, reachability
+        self.constants: DerivedFromWeights[MLPConstants] = DerivedFromWeights()
 
     def forward(self, rollout: Rollout, context: TaskContext) -> Tensor:
         """`[B, P]`"""
-        return self.distance.path_mean(rollout.states, context.goal)
+        states, goal = rollout.states, context.goal
+        by_hand = None if goal.requires_grad or self.reachability else self.by_hand(goal)
+        if by_hand is not None:
+            return differentiable_energy(by_hand, states, goal)
+        start, path = states[:, :, :1], states[:, :, 1:]
+        steps = self.distance(path, goal[:, None, None])
+        if self.reachability:
+            way = self.distance(start, path)  # [B, P, H]
+            time = torch.arange(1, way.shape[-1] + 1, dtype=way.dtype, device=way.device)
+            steps = steps + self.reachability * (way - time).relu()
+        return steps.mean(-1)
 
     def by_hand(self, goal: Tensor) -> PathEnergy | None:
-        """`forward`, faster (`modules/by_hand`); None as for `Quasimetric.path_mean_by_hand`."""
-        offered = own_method(self.distance, "path_mean_by_hand")
-        return None if offered is None else offered(goal)
+        """`forward`, faster (`modules/by_hand`). None if the weights take a gradient, or the
+        embedding is neither a `silu_mlp` nor a `ConvHead`."""
+        distance = self.distance
+        if type(distance) is not Quasimetric:  # one of the user's own may have another formula
+            return None
+        embed = embedding_constants(distance.embed, self.constants)
+        if embed is None:
+            return None
+        constants = CriticConstants(embed, distance.groups, self.reachability)
+        return partial(mean_steps_to_goal, constants)
 
 
 def no_goal_critic(rollout: Rollout, context: TaskContext) -> Tensor:
