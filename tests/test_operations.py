@@ -344,10 +344,10 @@ def test_the_slope_of_a_distance_between_maps_is_that_of_finite_differences():
 ])  # fmt: skip
 def test_what_is_out_of_reach_costs_the_steps_that_are_missing(config):
     states, goal = normal(2, 3, HORIZON + 1, prod(MAP)), normal(2, prod(MAP), seed=1)
+    states[:, :, 0] = states[:, :1, 0]
     distance = randomized(config.build(MAP)).requires_grad_(False)
-    for layer in distance.embed.modules():
-        if isinstance(layer, nn.Linear):
-            layer.weight.mul_(2)  # some states are too far, and some are not
+    for weight in distance.embed.parameters():
+        weight.mul_(2)  # some states are too far, and some are not
     to_goal = distance(states[:, :, 1:], goal[:, None, None])
     way = distance(states[:, :, :1], states[:, :, 1:])
     missing = (way - torch.arange(1, HORIZON + 1)).relu()
