@@ -165,6 +165,10 @@ def test_a_unit_of_the_distance_may_be_many_env_steps(monkeypatch):
                  if torch.equal(recorded[t], here)]  # fmt: skip
         assert any(torch.equal(state, there) for state in later)
     with pytest.raises(
+        ConfigError, match=r"length is 6.*with goal_critic\.reachability.*must be 1"
+    ):
+        check_stages(override(config, {"cost.goal_critic.reachability": 1.0}))
+    with pytest.raises(
         ConfigError, match=r"train_goal_critic\.length is 25, but an episode has 24 steps"
     ):
         check_stages(

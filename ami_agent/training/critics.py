@@ -142,6 +142,11 @@ class TrainQuasimetric(SGDStage):
     def check(self, config: Config, name: str) -> None:
         check_goal_critic(config, name)
         check_window(f"{name}.length", self.length, config.collect.steps)
+        if self.length > 1 and getattr(config.cost.goal_critic, "reachability", 0):
+            raise ConfigError(
+                f"{name}.length is {self.length}, so that many recorded steps make a distance of "
+                "1; with goal_critic.reachability above 0 it must be 1"
+            )
         if self.exclude_chance and "train_jepa" not in config.stages:
             raise ConfigError(
                 f"{name}.exclude_chance needs the stage train_jepa: what the world model does not "
