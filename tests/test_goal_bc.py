@@ -164,9 +164,7 @@ def test_a_unit_of_the_distance_may_be_many_env_steps(monkeypatch):
         later = [recorded[t + 6] for recorded in whole for t in range(len(recorded) - 6)
                  if torch.equal(recorded[t], here)]  # fmt: skip
         assert any(torch.equal(state, there) for state in later)
-    with pytest.raises(
-        ConfigError, match=r"length is 6.*with goal_critic\.reachability.*must be 1"
-    ):
+    with pytest.raises(ConfigError, match=r"length is 6.*goal_critic\.reachability.*must be 1"):
         check_stages(override(config, {"cost.goal_critic.reachability": 1.0}))
     with pytest.raises(
         ConfigError, match=r"train_goal_critic\.length is 25, but an episode has 24 steps"
