@@ -14,6 +14,7 @@ from ami_agent.training import SelectLandmarks, TrainHierarchy
 from ami_agent.training.actor_critic import ActorCriticStage
 from ami_agent.training.representation_losses import LossWeights
 from modules.actor.subgoals import LandmarkGraphConfig
+from modules.cost.goal_critic import GoalCriticConfig
 from modules.types import ConfigError
 from modules.world_model.hjepa import HierarchicalJEPAConfig
 
@@ -55,6 +56,7 @@ def removals(config: Config) -> dict[str, Mapping[str, Any]]:
     return {
         "pretrain": {"stages.pretrain": None},
         "goal_critic": no_goal_critic if has_goal_critic else {},
+        "reachability": _anything_reachable(config),
         "path_distillation": {"stages.distill_paths": None},
         "hierarchy": FLAT,
         "chance": _ignoring_chance(config),
@@ -90,6 +92,13 @@ def _ignoring_chance(config: Config) -> Mapping[str, Any]:
     if isinstance(config.actor.subgoals, LandmarkGraphConfig):
         changes["actor.subgoals.stochastic_edges"] = False
     return changes
+
+
+def _anything_reachable(config: Config) -> Mapping[str, Any]:
+    """Settings with which an imagined path may come further than the goal critic says."""
+    critic = config.cost.goal_critic
+    is_weighed = isinstance(critic, GoalCriticConfig) and critic.reachability > 0
+    return {"cost.goal_critic.reachability": 0.0} if is_weighed else {}
 
 
 def without(config: Config, name: str) -> Config:

@@ -142,7 +142,7 @@ class TrainQuasimetric(SGDStage):
     def check(self, config: Config, name: str) -> None:
         check_goal_critic(config, name)
         check_window(f"{name}.length", self.length, config.collect.steps)
-        if self.length > 1 and getattr(config.cost.goal_critic, "reachability", 0):
+        if self.length > 1 and getattr(config.cost.goal_critic, "reachability", 0.0):
             raise ConfigError(
                 f"{name}.length is {self.length}, so that many recorded steps make a distance of "
                 "1; with goal_critic.reachability above 0 it must be 1"
