@@ -28,7 +28,7 @@ from ami_agent.training.optim import OptimConfig
 from ami_agent.training.precision import exact
 from modules.actor.planning.evaluator import RandomProposals
 from modules.actor.subgoals.shortest_paths import edge_costs, shortest_paths
-from modules.cost.goal_critic import GoalCritic, Quasimetric
+from modules.cost.goal_critic import GoalCritic, GoalCriticConfig, Quasimetric
 from modules.cost.value_critics import ValueCritics
 from modules.memory.replay_buffer import Parts, ReplayBuffer
 from modules.memory.short_term import unroll_memory
@@ -142,7 +142,8 @@ class TrainQuasimetric(SGDStage):
     def check(self, config: Config, name: str) -> None:
         check_goal_critic(config, name)
         check_window(f"{name}.length", self.length, config.collect.steps)
-        if self.length > 1 and getattr(config.cost.goal_critic, "reachability", 0.0):
+        critic = config.cost.goal_critic
+        if self.length > 1 and isinstance(critic, GoalCriticConfig) and critic.reachability:
             raise ConfigError(
                 f"{name}.length is {self.length}, so that many recorded steps make a distance of "
                 "1; with goal_critic.reachability above 0 it must be 1"
