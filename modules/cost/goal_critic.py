@@ -3,6 +3,7 @@ distance between states."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -108,7 +109,7 @@ class GlimpseQuasimetricConfig(QuasimetricConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoalCriticConfig:
+class GoalCriticConfig(Settings):
     distance: (
         QuasimetricConfig
         | FourierQuasimetricConfig
@@ -141,10 +142,14 @@ class GoalCritic(nn.Module):
         by_hand = None if goal.requires_grad or self.reachability else self.by_hand(goal)
         if by_hand is not None:
             return differentiable_energy(by_hand, states, goal)
+        distance: Callable[[Tensor, Tensor], Tensor] = self.distance
+        if self.reachability and type(self.distance) is Quasimetric:  # embeds each state once
+            states, goal = self.distance.embed(states), self.distance.embed(goal)
+            distance = self.distance.from_embeddings
         start, path = states[:, :, :1], states[:, :, 1:]
-        steps = self.distance(path, goal[:, None, None])
+        steps = distance(path, goal[:, None, None])
         if self.reachability:
-            way = self.distance(start, path)  # [B, P, H]
+            way = distance(start, path)  # [B, P, H]
             time = torch.arange(1, way.shape[-1] + 1, dtype=way.dtype, device=way.device)
             steps = steps + self.reachability * (way - time).relu()
         return steps.mean(-1)
