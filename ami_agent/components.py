@@ -7,6 +7,7 @@ from modules.actor.auto_mode import AdaptiveActorConfig
 from modules.actor.planning import (
     CEMConfig,
     CollocationConfig,
+    EntropicRiskConfig,
     GradientPlannerConfig,
     MPPIConfig,
     ScenarioCVaRConfig,
@@ -53,6 +54,7 @@ from modules.world_model.dynamics import (
     GlimpseDynamicsConfig,
     MLPDynamicsConfig,
 )
+from modules.world_model.energies import LISTAConfig, ProximalDescentConfig
 from modules.world_model.hjepa import HierarchicalJEPAConfig, JEPALevelConfig, SharedCriticConfig
 from modules.world_model.jepa import (
     EnsembleConfig,

@@ -80,7 +80,9 @@ class ActorConfig(Settings):
         | components.TreeSearchConfig
     )
     """Mode-2: optimises an action sequence."""
-    risk: components.ScenarioCVaRConfig = field(default_factory=components.ScenarioCVaRConfig)
+    risk: components.ScenarioCVaRConfig | components.EntropicRiskConfig = field(
+        default_factory=components.ScenarioCVaRConfig
+    )
     """Sampled futures of the same actions, where the world model has latent variables."""
     subgoals: (
         components.LandmarkGraphConfig

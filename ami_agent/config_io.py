@@ -85,7 +85,7 @@ def _register_component(converter: cattrs.Converter, hint: Any) -> None:
             return None
         if not isinstance(value, dict):
             raise ConfigError(f"{shorten(value)} is given, and an object is needed")
-        name = value.get("_type")
+        name = value.get("_type", next((n for n in by_name if n in ONCE_ALONE), None))
         if optional and name in LEFT_OUT:
             return None
         kind = sole if name is None and sole else _named_class(name, by_name)
@@ -97,6 +97,8 @@ def _register_component(converter: cattrs.Converter, hint: Any) -> None:
 
 LEFT_OUT = ("FlatConfig", "NoPolicyProposalConfig", "NoStuckRecoveryConfig")
 """What runs of earlier versions wrote down where a part is left out; now it is None."""
+ONCE_ALONE = ("ScenarioCVaRConfig",)
+"""The only choice of their field in earlier versions, whose runs did not write it down."""
 
 
 def _named_class(name: Any, by_name: Mapping[str, type]) -> type:

@@ -6,6 +6,7 @@
     ami ablate benchmarks/objectives.py:fixed         # the same on one layout
     ami ablate benchmarks/objectives.py:stand_ins     # other losses against collapse
     ami ablate benchmarks/objectives.py:pretraining   # perception that was trained before
+    ami ablate benchmarks/objectives.py:margins       # the losses of pairs of energies
 
 The results are those of Mode-2; no stage trains the policy of Mode-1.
 """
@@ -170,4 +171,17 @@ def pretraining() -> Variants:
         "moving average and VICReg": override(
             base, {"stages.pretrain": PretrainMasked(optim=optim)}
         ),
+    }
+
+
+def margins() -> Variants:
+    """Which losses of the energies of a correct and an incorrect answer prevent collapse in place of
+    variance and covariance (LeCun et al. 2006, table 1)? Inverse dynamics has no weight."""
+    base = collapse()["VICReg"]
+    bare = with_weights(base, variance=0, covariance=0)
+    return {
+        "VICReg": base,
+        "square-square": with_weights(bare, margin=16),
+        "hinge": with_weights(bare, hinge=16),
+        "square-exponential": with_weights(bare, square_exponential=16),
     }

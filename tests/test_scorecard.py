@@ -27,6 +27,7 @@ from ami_agent.probing.data import (
     load_perturbations,
     reset_to_factors,
 )
+from ami_agent.probing.energies import NextStateEnergy
 from ami_agent.probing.scorecard import (
     MEASURES,
     NO_BETTER,
@@ -280,7 +281,8 @@ def test_a_perturbation_that_fails_or_changes_the_kind_is_reported(tiny):
 
 def card(**changes: object) -> Scorecard:
     states = uniform(6, 3)
-    empty = Scorecard({}, {}, {}, states, states[:, :0], (), {}, uniform(6, 4))
+    energies = {"true": NextStateEnergy(0.1, 0.0), "noise 1": NextStateEnergy(1.1, 0.9)}
+    empty = Scorecard({}, {}, {}, states, states[:, :0], (), {}, uniform(6, 4), energies)
     return empty._replace(**changes)
 
 

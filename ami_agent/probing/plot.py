@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ami_agent.logger import one_line
+from ami_agent.probing.energies import NOISE_LEVELS, NextStateEnergy
 from ami_agent.probing.scorecard import FactorSweep, Measure, Metrics, Scorecard, measure_of
 from ami_agent.viewer.drawing import MUTED, PAST, PLANNED, SUBGOAL, TEXT, pixels, write_png
 
@@ -32,7 +33,7 @@ def draw_scorecard(path: Path, scorecard: Scorecard, title: str) -> Path:
     plane = directions[:2].T
     measures = dict.fromkeys(name.rpartition(": ")[2] for name in scorecard.perturbations)
     sweeps, encoders = scorecard.factor_sweeps, list(next(iter(scorecard.metrics.values())))
-    num_plots = len(scorecard.metrics) + len(measures) + len(scorecard.names) + len(sweeps) + 3
+    num_plots = len(scorecard.metrics) + len(measures) + len(scorecard.names) + len(sweeps) + 4
     num_rows = -(-num_plots // NUM_COLUMNS)
     size = 3 * NUM_COLUMNS, 2.6 * num_rows + 0.6
     figure = Figure(size, dpi=100, facecolor="white", layout="tight")
@@ -78,6 +79,10 @@ def draw_scorecard(path: Path, scorecard: Scorecard, title: str) -> Path:
     axes.text(0.5, 0.97, "predicting no change", size=8, color=MUTED, va="top", ha="center",
               transform=axes.get_yaxis_transform())  # fmt: skip
     axes.set_ylim(bottom=0)
+    _draw_energies(
+        plot("energy of next states", "noise, in changes of a step", "energy"),
+        scorecard.energies,
+    )
     fractions = np.square(values) / np.square(values).sum()  # of the variance, the largest first
     axes = plot("spectrum of the states", "principal direction", "fraction of variance")
     axes.semilogy(np.arange(1, len(fractions) + 1), np.maximum(fractions, 1e-8), color=PLANNED)
@@ -97,6 +102,19 @@ def draw_scorecard(path: Path, scorecard: Scorecard, title: str) -> Path:
     )
     write_png(path, pixels(figure))
     return path
+
+
+def _draw_energies(axes: Axes, energies: Mapping[str, NextStateEnergy]) -> None:
+    """The energy of next states with growing noise as a curve, and of those of other times as
+    dotted lines."""
+    noisy = {NOISE_LEVELS[name]: e.energy for name, e in energies.items() if name in NOISE_LEVELS}
+    axes.plot(list(noisy), list(noisy.values()), "o-", color=PLANNED, ms=3)
+    for name, values in energies.items():
+        if name not in NOISE_LEVELS:
+            axes.axhline(values.energy, color=MUTED, ls=":", lw=1)
+            axes.text(0.02, values.energy, name, size=7, color=MUTED, va="bottom",
+                      transform=axes.get_yaxis_transform())  # fmt: skip
+    axes.set_yscale("log")
 
 
 def _title(measure: Measure) -> str:

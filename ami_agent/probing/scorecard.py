@@ -25,6 +25,7 @@ from ami_agent.config import Config, build
 from ami_agent.logger import table
 from ami_agent.probing import data, metrics
 from ami_agent.probing.data import FactorLine, ProbeTrajectories
+from ami_agent.probing.energies import NextStateEnergy, energy_curve
 from ami_agent.probing.probe import fit_probe, spectrum, states_of
 from modules.actor.subgoals import LevelInfo
 from modules.configurator import TaskSpec
@@ -58,12 +59,19 @@ class Scorecard(NamedTuple):
     names: tuple[str, ...]  # of the factors
     factor_sweeps: Mapping[str, Sequence[FactorSweep]]  # by the name of the factor
     clustered: Tensor  # [n, D + 1]: some of the states, and the group of each
+    # of true and of perturbed next states, by name: the energy and the fraction above the true one
+    energies: Mapping[str, NextStateEnergy]
 
     def tables(self) -> list[Table]:
-        """The metrics, and those of the perturbations, each with its meaning."""
+        """The metrics, and those of the perturbations, each with its meaning; and the energies."""
         return [
             _table("metrics of the representation", self.metrics),
             _table("under perturbations of the observations", self.perturbations),
+            table(
+                "energy of next states",
+                ["next state", "energy (1: no change predicted)", "fraction above the true one"],
+                [[name, *values] for name, values in self.energies.items()],
+            ),
         ]
 
     def remarks(self) -> list[str]:
@@ -91,7 +99,12 @@ class Scorecard(NamedTuple):
 
     def figures(self) -> dict[str, Any]:
         """The metrics as plain data."""
-        return {**self.metrics, **self.perturbations, "prediction_error": self.prediction_errors}
+        return {
+            **self.metrics,
+            **self.perturbations,
+            "prediction_error": self.prediction_errors,
+            "energies": {name: values._asdict() for name, values in self.energies.items()},
+        }
 
 
 def _table(title: str, by_metric: Metrics) -> Table:
@@ -160,6 +173,7 @@ def compute_scorecard(
         names=names,
         factor_sweeps=factor_sweeps,
         clustered=metrics.cluster(states)[1],
+        energies=energy_curve(agent, states, test_set.actions),
     )
 
 

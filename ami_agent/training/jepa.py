@@ -130,6 +130,10 @@ class JEPALoss:
             ),
             "info_nce": lambda: representation_losses.info_nce(predicted, target),
             "margin": lambda: representation_losses.margin(predicted, target),
+            "hinge": lambda: representation_losses.hinge(predicted, target),
+            "square_exponential": lambda: representation_losses.square_exponential(
+                predicted, target
+            ),
             "straightness": lambda: representation_losses.straightness(states, valid_pairs),
             "prototypes": lambda: representation_losses.prototypes(
                 predicted, target, self.prototypes

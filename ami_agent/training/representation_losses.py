@@ -147,6 +147,37 @@ def margin(predicted: Tensor, target: Tensor, width: float = 1.0) -> Tensor:
     return (near + (width - far).relu().square()).mean() / 2
 
 
+def pair_energies(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The energy of each prediction with its own target, and with that of the neighbouring window,
+    the incorrect answer: root mean square distances over D; `[N, D]` each -> `[N]` each."""
+    return (
+        ((predicted - target).square().mean(-1) + _EPS**2).sqrt(),
+        ((predicted - target.roll(1, 0)).square().mean(-1) + _EPS**2).sqrt(),
+    )
+
+
+def hinge(predicted: Tensor, target: Tensor, width: float = 1.0) -> Tensor:
+    """The energy of predictions `[N, D]` with their own targets is lower by at least `width` than
+    that with an incorrect answer: max(0, width + E - E'); scalar.
+
+    The hinge loss of LeCun et al. 2006, table 1: a difference of energies alone, whatever their
+    values.
+    """
+    correct, incorrect = pair_energies(predicted, target)
+    return (width + correct - incorrect).relu().mean()
+
+
+def square_exponential(predicted: Tensor, target: Tensor, push: float = 1.0) -> Tensor:
+    """The square of the energy of predictions `[N, D]` with their own targets, and `push` times the
+    exponential of the negative energy with an incorrect answer, which is never 0:
+    E^2 + push exp(-E'); scalar.
+
+    The square-exponential loss of LeCun et al. 2006, table 1; `push`: gamma.
+    """
+    correct, incorrect = pair_energies(predicted, target)
+    return (correct.square() + push * (-incorrect).exp()).mean()
+
+
 def byol(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean squared distance of predictions and targets, each `[N, D]` normalized to length 1: 0
     where they point the same way, 4 where they point opposite ways; scalar.
@@ -286,6 +317,12 @@ class LossWeights:
     margin: float = 0.0
     """Replaces variance and covariance: a prediction keeps a minimum distance from the target of
     another window (contrastive margin loss)."""
+    hinge: float = 0.0
+    """Replaces variance and covariance: a prediction is closer to its own target than to that of
+    another window, by a minimum difference (hinge loss)."""
+    square_exponential: float = 0.0
+    """Replaces variance and covariance: predictions are close to their own targets, and pushed away
+    from those of other windows, less and less with the distance (square-exponential loss)."""
     straightness: float = 0.0
     """Consecutive steps in representation space have the same direction (straightening)."""
     prototypes: float = 0.0
@@ -315,6 +352,7 @@ IDENTITY_WEIGHTS = LossWeights(
 units of their change from step to step."""
 
 OPTIONAL_TERMS = (
-    "barlow_twins", "sigreg", "info_nce", "margin", "straightness", "prototypes", "byol",
+    "barlow_twins", "sigreg", "info_nce", "margin", "hinge", "square_exponential", "straightness",
+    "prototypes", "byol",
 )  # fmt: skip
 """Terms that are computed only where their weight is not 0."""

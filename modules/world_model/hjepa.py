@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from modules.actor.planning.evaluator import RolloutEvaluator
 from modules.actor.planning.gradient import GradientPlannerConfig
-from modules.actor.planning.risk import ScenarioCVaRConfig
+from modules.actor.planning.risk import EntropicRiskConfig, ScenarioCVaRConfig
 from modules.actor.policy import BoxActions
 from modules.actor.subgoals.base import LevelInfo
 from modules.cost.goal_critic import (
@@ -220,7 +220,7 @@ class HierarchicalJEPAConfig(Settings):
             horizon=2, iterations=12, warm_iterations=4, num_proposals=1, num_warm_starts=1, lr=0.1
         )
     )
-    scenarios: ScenarioCVaRConfig = field(
+    scenarios: ScenarioCVaRConfig | EntropicRiskConfig = field(
         default_factory=lambda: ScenarioCVaRConfig(num_scenarios=8)
     )
     """Sampled futures of each candidate, if a level has a latent variable."""

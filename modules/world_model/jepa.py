@@ -184,6 +184,12 @@ class WorldModel(nn.Module):
             action_latent = self.latent.sample(state, action, noise)
         return Step(self.dynamics(state, action_latent), action_latent)
 
+    def energy(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """States `[..., D]`, actions `[..., A]`, next states `[..., D]` -> how badly the next state
+        fits, `[...]`: half its squared distance from the predicted one and what the latent variable
+        costs, at the latent variable that minimises the sum."""
+        return self.latent.energy(state, action, next_state, self.dynamics)
+
     def unroll(self, state: Tensor, action_latents: Tensor) -> Tensor:
         """`[N, D]`, `[N, H, A + Z]` -> `[N, H + 1, D]`: H steps, one after the other."""
         unroll_at_once = own_method(self.dynamics, "unroll_at_once")

@@ -2,8 +2,9 @@
 4.2 and 4.8).
 
 In training z is inferred from the next state, and the information it may carry about it is limited;
-in planning z is sampled from a prior. Noise is an argument, uniform in [0, 1): the caller owns the
-random numbers, and the same numbers give the same future.
+in planning z is sampled from a prior. Every kind fills in one energy, that of `energies.py`: it says
+what R(z) is and how the z that minimises the energy is found. Noise is an argument, uniform in
+[0, 1): the caller owns the random numbers, and the same numbers give the same future.
 """
 
 from __future__ import annotations
@@ -17,7 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from modules.nets import silu_mlp
-from modules.types import WIDTH, Settings
+from modules.types import WEIGHT, WIDTH, BadSetting, Settings
+from modules.world_model.energies import (
+    GroupSparsity,
+    LatentEnergy,
+    LISTAConfig,
+    NormalPrior,
+    ProximalDescent,
+    ProximalDescentConfig,
+    Regularizer,
+    group_norms,
+    squared_error,
+)
 
 Dynamics: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """State `[N, D]`, action and latent variable `[N, A + Z]` -> next state `[N, D]`."""
@@ -54,18 +66,72 @@ class Latent(nn.Module):
         """Action and the most likely z under the prior, `[..., A + Z]`."""
         return action
 
+    def energy(
+        self, state: Tensor, action: Tensor, next_state: Tensor, dynamics: Dynamics
+    ) -> Tensor:
+        """The energy of the next state at the z that minimises it, `[...]`; without a z, the error
+        of the prediction."""
+        predicted = _predict(dynamics, state, self.mode(state, action))
+        return squared_error(next_state, predicted)
+
+
+def _predict(dynamics: Dynamics, state: Tensor, action_latent: Tensor) -> Tensor:
+    """The dynamics for any batch shape: `[..., D]`, `[..., A + Z]` -> `[..., D]`."""
+    return dynamics(state.flatten(0, -2), action_latent.flatten(0, -2)).view_as(state)
+
+
+def _check_weight(weight: float, inference: object) -> None:
+    """Raises BadSetting where z is inferred by descent and has no regularizer."""
+    if isinstance(inference, ProximalDescentConfig) and not weight:
+        raise BadSetting(
+            "regularizer_weight", weight,
+            "above 0 where z is inferred by descent: z without a prior describes any next state",
+        )  # fmt: skip
+
 
 class _PosteriorLatent(Latent):
-    """Infers z from state, action and next state by an MLP. No gradient flows into the states, so
-    the encoder is not trained to make z easy to infer."""
+    """Infers z from state, action and next state by a network, and may descend the energy from
+    there. No gradient flows into the states, so the encoder is not trained to make z easy to
+    infer."""
 
-    def __init__(self, state_dim: int, action_dim: int, hidden: int, num_params: int) -> None:
+    def __init__(
+        self, posterior_net: nn.Module, regularizer_weight: float,
+        inference: ProximalDescent | None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.posterior_net = silu_mlp(2 * state_dim + action_dim, hidden, num_params)
+        self.posterior_net = posterior_net
+        self.regularizer_weight, self.inference = regularizer_weight, inference
 
     def _posterior_params(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         state, next_state = state.detach(), next_state.detach()
         return self.posterior_net(torch.cat([state, next_state - state, action], -1))
+
+    def _guess(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """The most likely z by the network alone, `[..., Z]`."""
+        return self._posterior_params(state, action, next_state)[..., : self.size]
+
+    def _regularizer(self, state: Tensor, action: Tensor) -> Regularizer:
+        """R(z) in this state."""
+        raise NotImplementedError
+
+    def _energy_of_z(
+        self, state: Tensor, action: Tensor, next_state: Tensor, dynamics: Dynamics
+    ) -> LatentEnergy:
+        """E as a function of z; no gradient flows into the states."""
+        state, next_state = state.detach(), next_state.detach()
+
+        def predict(z: Tensor) -> Tensor:
+            return _predict(dynamics, state, torch.cat([action, z], -1))
+
+        regularizer = self._regularizer(state, action)
+        return LatentEnergy(predict, next_state, regularizer, self.regularizer_weight)
+
+    def energy(
+        self, state: Tensor, action: Tensor, next_state: Tensor, dynamics: Dynamics
+    ) -> Tensor:
+        energy = self._energy_of_z(state, action, next_state, dynamics)
+        descent = self.inference or ProximalDescent()
+        return energy(descent(energy, self._guess(state, action, next_state)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +139,32 @@ class GaussianLatentConfig(Settings):
     size: Annotated[int, WIDTH] = 4
     """Z"""
     hidden: Annotated[int, WIDTH] = 64
+    regularizer_weight: Annotated[float, WEIGHT] = 0.01
+    """lambda: what a nat of z costs beside half the squared error of the next state, where z is
+    inferred by minimising the energy. The loss has weights of its own."""
+    inference: ProximalDescentConfig | None = None
+    """How the mean of z is inferred: by an MLP, or by descent from there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_weight(self.regularizer_weight, self.inference)
 
     def build(self, state_dim: int, action_dim: int) -> GaussianLatent:
-        return GaussianLatent(state_dim, action_dim, self.hidden, self.size)
+        return GaussianLatent(self, state_dim, action_dim)
 
 
 class GaussianLatent(_PosteriorLatent):
     """Normal q and p, with a penalty on KL(q || p) (the variational autoencoder, Kingma & Welling
     2014, with a learnt prior as in PlaNet, Hafner et al. 2019). For small uncertainty everywhere; a
-    normal prior can't represent rare events."""
+    normal prior can't represent rare events. R is the negative log-likelihood under the prior."""
 
-    def __init__(self, state_dim: int, action_dim: int, hidden: int, size: int) -> None:
-        super().__init__(state_dim, action_dim, hidden, 2 * size)
+    def __init__(self, config: GaussianLatentConfig, state_dim: int, action_dim: int) -> None:
+        size, hidden = config.size, config.hidden
+        super().__init__(
+            silu_mlp(2 * state_dim + action_dim, hidden, 2 * size),
+            config.regularizer_weight,
+            None if config.inference is None else config.inference.build(),
+        )
         self.size = self.noise_dim = size
         self.prior_net = silu_mlp(state_dim + action_dim, hidden, 2 * size)
 
@@ -93,12 +173,22 @@ class GaussianLatent(_PosteriorLatent):
     ) -> InferredLatent:
         q = Normal.from_params(self._posterior_params(state, action, next_state))
         p = self._prior(state.detach(), action)
+        missed: Tensor | float = 0.0
+        if self.inference:
+            energy = self._energy_of_z(state, action, next_state, dynamics)
+            mean = self.inference(energy, q.mean)
+            missed = kl_divergence(Normal(mean, q.scale.detach()), q)
+            q = q._replace(mean=mean)
         z = q.mean + q.scale * _probit(noise)
         return InferredLatent(
             torch.cat([action, z], -1),
-            kl_divergence(q, p.detach()),
+            kl_divergence(q, p.detach()) + missed,
             kl_divergence(q.detach(), p),
         )
+
+    def _regularizer(self, state: Tensor, action: Tensor) -> Regularizer:
+        p = self._prior(state, action).detach()
+        return NormalPrior(p.mean, p.scale)
 
     def _prior(self, state: Tensor, action: Tensor) -> Normal:
         return Normal.from_params(self.prior_net(torch.cat([state, action], -1)))
@@ -150,6 +240,20 @@ class SparseLatentConfig(Settings):
     hidden: Annotated[int, WIDTH] = 64
     memory_size: Annotated[int, (1, 10_000_000)] = 1024
     """Inferred z that are kept, from which planning samples."""
+    group_size: Annotated[int, WIDTH] = 1
+    """Numbers of z that are zero or not together; divides `size`."""
+    regularizer_weight: Annotated[float, WEIGHT] = 0.01
+    """lambda: what an absolute value of 1 in z costs beside half the squared error of the next
+    state, where z is inferred by minimising the energy. The loss has weights of its own."""
+    inference: ProximalDescentConfig | LISTAConfig | None = None
+    """How the mean of z is inferred: by an MLP, by descent from there, or by LISTA instead."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size % self.group_size:
+            expected = f"a divisor of the size of the latent variable, {self.size}"
+            raise BadSetting("group_size", self.group_size, expected)
+        _check_weight(self.regularizer_weight, self.inference)
 
     def build(self, state_dim: int, action_dim: int) -> SparseLatent:
         return SparseLatent(self, state_dim, action_dim)
@@ -160,12 +264,21 @@ class SparseLatent(_PosteriorLatent):
     m, and the loss |m| + exp(-|m|) - 1, an L1 norm except near zero, is its KL divergence to one
     about zero (sparse coding as a variational autoencoder, Barello et al. 2018). The prior is the
     empirical distribution of the last inferred z, in any state: it reproduces rare events, which
-    Laplace noise does not."""
+    Laplace noise does not. With groups, their norms take the place of |m|. R is the L1 norm, or
+    that of groups."""
 
     memory_bank: Tensor
 
     def __init__(self, config: SparseLatentConfig, state_dim: int, action_dim: int) -> None:
-        super().__init__(state_dim, action_dim, config.hidden, config.size)
+        num_inputs, inference = 2 * state_dim + action_dim, config.inference
+        super().__init__(
+            inference.build(num_inputs, config.size, config.group_size)
+            if isinstance(inference, LISTAConfig)
+            else silu_mlp(num_inputs, config.hidden, config.size),
+            config.regularizer_weight,
+            inference.build() if isinstance(inference, ProximalDescentConfig) else None,
+        )
+        self.group_size = config.group_size
         self.size = self.noise_dim = config.size
         self.register_buffer("memory_bank", torch.zeros(config.memory_size, config.size))
 
@@ -173,11 +286,24 @@ class SparseLatent(_PosteriorLatent):
         self, state: Tensor, action: Tensor, next_state: Tensor, noise: Tensor, dynamics: Dynamics
     ) -> InferredLatent:
         mean = self._posterior_params(state, action, next_state)
-        kl = (mean.abs() + (-mean.abs()).exp() - 1).sum(-1).mean()
+        missed: Tensor | float = 0.0
+        if self.inference:
+            energy = self._energy_of_z(state, action, next_state, dynamics)
+            guess, mean = mean, self.inference(energy, mean)
+            missed = self._information(guess - mean)
+        kl = self._information(mean) + missed
         z = mean + _laplace(noise)
         if self.training:
             self._store(z.detach().flatten(0, -2))
         return InferredLatent(torch.cat([action, z], -1), kl, action.new_zeros(()))
+
+    def _information(self, mean: Tensor) -> Tensor:
+        """The divergence of q about these means from one about zero, in nats; scalar."""
+        norms = group_norms(mean, self.group_size)
+        return (norms + (-norms).exp() - 1).sum(-1).mean()
+
+    def _regularizer(self, state: Tensor, action: Tensor) -> Regularizer:
+        return GroupSparsity(self.group_size)
 
     def _store(self, z: Tensor) -> None:
         """Keeps z `[N, Z]`, sorted by size, so that nearby noise gives similar samples."""
@@ -215,7 +341,9 @@ class CategoricalLatent(Latent):
     """One of Z categories, one-hot. The posterior q is exact, by Bayes' rule: the next state is
     predicted for every category, with normal noise of `noise_std`; straight-through gradients
     (Bengio et al. 2013) left most categories alike. The prior p is the frequency of each category
-    in a state, so rare events stay rare (mixture density networks, Bishop 1994)."""
+    in a state, so rare events stay rare (mixture density networks, Bishop 1994). R is the negative
+    log-likelihood under the prior and lambda is `noise_std` squared, so q is the Gibbs distribution
+    exp(-E / lambda) of the energy, and its minimum is found by enumeration."""
 
     noise_dim = 1
 
@@ -228,14 +356,36 @@ class CategoricalLatent(Latent):
         self, state: Tensor, action: Tensor, next_state: Tensor, noise: Tensor, dynamics: Dynamics
     ) -> InferredLatent:
         state, next_state = state.detach(), next_state.detach()
-        p = self.prior_net(torch.cat([state, action], -1)).log_softmax(-1)
+        p = self._log_prior(state, action)
         with torch.no_grad():
-            error = next_state[..., None, :] - self._predict_all(state, action, dynamics)
-            log_likelihood = -error.square().sum(-1) / (2 * self.noise_std**2)
-            q = (p + log_likelihood).log_softmax(-1)
+            log_joint = p + self._log_likelihood(state, action, next_state, dynamics)
+            q = log_joint.log_softmax(-1)
             action_latent = torch.cat([action, _sample_one_hot(q.exp(), noise)], -1)
         kl = (q.exp() * (q - p)).sum(-1).mean()
         return InferredLatent(action_latent, kl.detach(), kl)
+
+    def energy(
+        self, state: Tensor, action: Tensor, next_state: Tensor, dynamics: Dynamics
+    ) -> Tensor:
+        return self.energies(state, action, next_state, dynamics).amin(-1)
+
+    def energies(
+        self, state: Tensor, action: Tensor, next_state: Tensor, dynamics: Dynamics
+    ) -> Tensor:
+        """E of every category, `[..., Z]`."""
+        log_likelihood = self._log_likelihood(state, action, next_state, dynamics)
+        return -(self.noise_std**2) * (self._log_prior(state, action) + log_likelihood)
+
+    def _log_prior(self, state: Tensor, action: Tensor) -> Tensor:
+        """`[..., Z]`"""
+        return self.prior_net(torch.cat([state, action], -1)).log_softmax(-1)
+
+    def _log_likelihood(
+        self, state: Tensor, action: Tensor, next_state: Tensor, dynamics: Dynamics
+    ) -> Tensor:
+        """Of the next state for each category, without the constant, `[..., Z]`."""
+        error = next_state[..., None, :] - self._predict_all(state, action, dynamics)
+        return -error.square().sum(-1) / (2 * self.noise_std**2)
 
     def _predict_all(self, state: Tensor, action: Tensor, dynamics: Dynamics) -> Tensor:
         """The next state predicted for each category, `[..., Z, D]`."""

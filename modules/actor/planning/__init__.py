@@ -5,6 +5,8 @@ from modules.actor.planning.collocation import Collocation, CollocationConfig
 from modules.actor.planning.evaluator import RandomProposals, RolloutEvaluator, safe_std
 from modules.actor.planning.gradient import GradientPlanner, GradientPlannerConfig
 from modules.actor.planning.risk import (
+    EntropicRisk,
+    EntropicRiskConfig,
     ScenarioCVaR,
     ScenarioCVaRConfig,
     latin_hypercube,
@@ -18,6 +20,8 @@ __all__ = [
     "CEMConfig",
     "Collocation",
     "CollocationConfig",
+    "EntropicRisk",
+    "EntropicRiskConfig",
     "GradientPlanner",
     "GradientPlannerConfig",
     "MPPIConfig",
