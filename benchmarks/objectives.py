@@ -175,8 +175,8 @@ def pretraining() -> Variants:
 
 
 def margins() -> Variants:
-    """Which losses of the energies of a correct and an incorrect answer prevent collapse in place of
-    variance and covariance (LeCun et al. 2006, table 1)? Inverse dynamics has no weight."""
+    """Which losses of the energies of correct and of incorrect answers prevent collapse in place
+    of variance and covariance (LeCun et al. 2006, table 1)? Inverse dynamics has no weight."""
     base = collapse()["VICReg"]
     bare = with_weights(base, variance=0, covariance=0)
     return {

@@ -297,6 +297,32 @@ def test_margin_by_hand():
     assert objectives.margin(10 * target, 10 * target).item() == pytest.approx(0, abs=1e-8)
 
 
+def test_losses_of_pairs_of_energies_by_hand():
+    target = torch.tensor([[0.0, 0.0], [0.6, 0.6]])
+    correct = 0.1  # root mean square distances
+    incorrect = 0.5, 0.7  # 0.1 from 0.6, and 0.7 from 0
+    hinges = [1 + correct - other for other in incorrect]
+    assert objectives.hinge(target + 0.1, target).item() == pytest.approx(sum(hinges) / 2)
+    squares = [correct**2 + exp(-other) for other in incorrect]
+    found = objectives.square_exponential(target + 0.1, target).item()
+    assert found == pytest.approx(sum(squares) / 2)
+    weak = objectives.square_exponential(target + 0.1, target, push=0.0).item()
+    assert weak == pytest.approx(correct**2, rel=1e-4)
+
+
+def test_losses_of_pairs_of_energies_punish_a_collapse_and_reward_distance():
+    collapsed = torch.zeros(4, 3)
+    far = 10 * torch.eye(4)
+    assert objectives.hinge(collapsed, collapsed).item() == pytest.approx(1)
+    assert objectives.hinge(far, far).item() == 0
+    assert objectives.square_exponential(collapsed, collapsed).item() == pytest.approx(1, rel=1e-3)
+    assert 0 < objectives.square_exponential(far, far).item() < 0.01  # it never ends to push
+    same = torch.zeros(4, 3, requires_grad=True)  # where a distance has no gradient
+    for loss in (objectives.hinge, objectives.square_exponential):
+        (slope,) = torch.autograd.grad(loss(same, same), same)
+        assert slope.isfinite().all()
+
+
 def test_prototypes_by_hand():
     ways = torch.eye(2)
     # each has its own prototype as target; from the mean of both, cosines are +-sqrt(1/2)

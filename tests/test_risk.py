@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from math import log
+
 import pytest
 import torch
 from torch import Tensor
 
-from ami_agent import recipes
+from ami_agent import ablation, config_io, recipes
 from ami_agent.config import build
 from modules.actor.planning import CEMConfig, GradientPlannerConfig, MPPIConfig
 from modules.actor.planning.evaluator import RolloutEvaluator
 from modules.actor.planning.risk import (
+    EntropicRisk,
+    EntropicRiskConfig,
     ScenarioCVaR,
     ScenarioCVaRConfig,
     cvar_weights,
+    free_energy,
     latin_hypercube,
 )
 from modules.actor.policy import BoxActions
 from modules.configurator import Task
 from modules.types import ConfigError, Rollout, TaskContext
-from tests.conftest import Stepping, make_context, small
+from tests.conftest import Stepping, error_line, make_context, small
 
 GUST, RARE = 1.0, 0.25
 COUNT = 8
@@ -46,8 +51,10 @@ def evaluate(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
     }
 
 
-def make_evaluator(count: int = COUNT) -> RolloutEvaluator:
-    return RolloutEvaluator(imagine, None, evaluate, BoxActions(), 1, ScenarioCVaR(count, 1))  # type: ignore[arg-type]
+def make_evaluator(count: int = COUNT, beta: float = 0.0) -> RolloutEvaluator:
+    """CVaR; or, where `beta` is not 0, the entropic risk."""
+    risk = EntropicRisk(count, 1, beta) if beta else ScenarioCVaR(count, 1)
+    return RolloutEvaluator(imagine, None, evaluate, BoxActions(), 1, risk)  # type: ignore[arg-type]
 
 
 def context(tail: float, horizon: int = 3) -> TaskContext:
@@ -166,3 +173,130 @@ def test_a_lower_cvar_level_keeps_further_from_the_pit(planner):
     careless = Stepping(planner(horizon=3, iterations=12).build(blind, blind.no_candidates))
     zero_weights = careless(STATE, context(1.0)._replace(noise=None)).states[:, 1:, 0].mean()
     assert zero_weights < height(1.0) < height(0.0) + 1e-3
+
+
+ENERGIES = torch.tensor([[1.0, 4.0, 2.5], [-3.0, 7.0, 7.0]], dtype=torch.float64)
+
+
+def test_a_free_energy_by_hand():
+    two = torch.tensor([0.0, log(3)], dtype=torch.float64)
+    assert float(free_energy(two, 1.0)) == pytest.approx(-log((1 + 1 / 3) / 2))  # a soft minimum
+    assert float(free_energy(two, -1.0)) == pytest.approx(log((1 + 3) / 2))  # a soft maximum
+    weights = torch.tensor([0.75, 0.25], dtype=torch.float64)
+    assert float(free_energy(two, -1.0, weights)) == pytest.approx(log(0.75 + 3 * 0.25))
+
+
+def test_a_free_energy_lies_between_its_limits_the_extreme_and_the_expectation():
+    for extreme, sign in ((ENERGIES.amin(-1), 1), (ENERGIES.amax(-1), -1)):
+        cold, warm = free_energy(ENERGIES, sign * 1e8), free_energy(ENERGIES, sign * 1e-8)
+        torch.testing.assert_close(cold, extreme, atol=1e-6, rtol=0)
+        torch.testing.assert_close(warm, ENERGIES.mean(-1), atol=1e-6, rtol=0)
+    betas = [-100.0, -3.0, -0.5, -1e-3, 1e-3, 0.5, 3.0, 100.0]
+    values = torch.stack([free_energy(ENERGIES, beta) for beta in betas])
+    assert (values.diff(dim=0) < 0).all()  # the larger beta, the more optimistic
+    assert (free_energy(ENERGIES + 1e6, 0.5) - values[5] - 1e6).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("beta", [-3.0, -1e-7, 0.5])
+def test_the_gradient_of_a_free_energy_is_the_gibbs_distribution(beta):
+    energies = ENERGIES.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda e: free_energy(e, beta), energies)
+    (slope,) = torch.autograd.grad(free_energy(energies, beta).sum(), energies)
+    torch.testing.assert_close(slope, (-beta * ENERGIES).softmax(-1))
+
+
+def test_futures_without_weight_have_no_part_in_a_free_energy():
+    weights = torch.tensor([0.0, 0.5, 0.5], dtype=torch.float64)
+    for beta in (-2.0, 2.0, 1e8):
+        energies = ENERGIES.clone().requires_grad_()
+        found = free_energy(energies, beta, weights)
+        torch.testing.assert_close(found, free_energy(ENERGIES[:, 1:], beta))
+        (slope,) = torch.autograd.grad(found.sum(), energies)
+        assert slope.isfinite().all()
+        assert (slope[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-10, -1e10, float("inf"), float("nan")])
+def test_an_inverse_temperature_without_a_free_energy_is_refused(beta):
+    for use in (lambda: free_energy(ENERGIES, beta), lambda: EntropicRiskConfig(beta=beta)):
+        with pytest.raises(ConfigError, match=r"^beta is .*; it must be from") as error:
+            use()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("beta", [-2.0, 0.3])
+@pytest.mark.parametrize("tail", [1.0, 0.5])
+def test_an_entropic_energy_is_the_free_energy_of_the_worst_futures_and_the_sum_of_its_terms(
+    beta, tail
+):
+    actions = torch.randn(2, 3, 3, 1).clamp(-1, 1)
+    futures = imagine(STATE, actions, context(1.0).noise)
+    each = sum(evaluate(futures, context(1.0)).values()).unflatten(1, (3, COUNT))
+    worst = each.topk(round(tail * COUNT), -1).values
+    by_hand = -(-beta * worst).exp().mean(-1).log() / beta
+    evaluated = make_evaluator(beta=beta).evaluate(STATE, actions, context(tail))
+    torch.testing.assert_close(evaluated.energy, by_hand, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        sum(evaluated.terms.values()), evaluated.energy, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_an_entropic_risk_has_the_limits_of_cvar():
+    actions = torch.randn(2, 3, 3, 1).clamp(-1, 1)
+
+    def energy(tail: float, beta: float = 0.0) -> Tensor:
+        return make_evaluator(beta=beta).evaluate(STATE, actions, context(tail)).energy
+
+    torch.testing.assert_close(energy(1.0, 1e-6), energy(1.0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(energy(1.0, -1e6), energy(0.0), atol=1e-4, rtol=1e-4)
+    assert (energy(1.0, 1.0) < energy(1.0)).all()
+    assert (energy(1.0) < energy(1.0, -1.0)).all()
+
+
+def test_a_gradient_flows_through_an_entropic_risk_to_the_actions():
+    evaluator = make_evaluator(beta=-2.0)
+    raw = torch.zeros(2, 3, 3, 1)
+    evaluated, slope = evaluator.slope_fn(context(1.0))(STATE, raw)
+    higher = evaluator.evaluate(
+        STATE, evaluator.action_space.squash(raw - 1e-2 * slope), context(1.0)
+    )
+    assert slope.abs().amin() > 0
+    assert (higher.energy < evaluated.energy).all()
+
+
+@pytest.mark.parametrize("planner", [GradientPlannerConfig, CEMConfig, MPPIConfig])
+def test_pessimism_keeps_further_from_the_pit_than_optimism(planner):
+    def height(beta: float) -> Tensor:
+        evaluator = make_evaluator(beta=beta)
+        made = Stepping(planner(horizon=3, iterations=12).build(evaluator, evaluator.no_candidates))
+        plan = made(STATE, context(1.0))
+        return imagine(STATE, plan.actions[:, None]).states[:, 0, 1:, 0].mean()
+
+    assert height(3.0) < height(-3.0)
+
+
+def test_entropic_risk_is_an_axis_of_ablations_and_a_flag():
+    base = recipes.recipe("windy-rooms")
+    config = ablation.swap(base, "actor.risk=EntropicRisk")
+    assert config.actor.risk == EntropicRiskConfig()
+    assert ablation.swap(base, "risk=EntropicRisk") == config
+    env = small(config).eval_env.build(1)
+    assert build(small(config), env.spec).evaluator.risk_model == EntropicRisk(16, 4, -1.0)
+    env.close()
+    levels = ablation.swap(recipes.recipe("maze-levels"), "subgoals.scenarios=EntropicRisk")
+    assert levels.actor.subgoals.scenarios == EntropicRiskConfig()
+    assert EntropicRiskConfig().build(0) is None
+
+
+def test_the_command_line_refuses_a_temperature_without_a_free_energy(capsys, tmp_path):
+    flags = ["--risk", "EntropicRisk", "--risk.beta", "0"]
+    line = error_line(capsys, "train", "windy-rooms", "--out", tmp_path / "run", *flags)
+    assert "--risk.beta is 0" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_earlier_versions_name_no_class_of_risk():
+    config = recipes.recipe("windy-rooms")
+    data = config_io.to_json(config)
+    del data["actor"]["risk"]["_type"]
+    assert config_io.from_json(data, "here") == config

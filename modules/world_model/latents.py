@@ -2,8 +2,8 @@
 4.2 and 4.8).
 
 In training z is inferred from the next state, and the information it may carry about it is limited;
-in planning z is sampled from a prior. Every kind fills in one energy, that of `energies.py`: it says
-what R(z) is and how the z that minimises the energy is found. Noise is an argument, uniform in
+in planning z is sampled from a prior. Every kind fills in one energy, that of `energies.py`: it
+says what R(z) is and how the z that minimises the energy is found. Noise is an argument, uniform in
 [0, 1): the caller owns the random numbers, and the same numbers give the same future.
 """
 
@@ -80,9 +80,13 @@ def _predict(dynamics: Dynamics, state: Tensor, action_latent: Tensor) -> Tensor
     return dynamics(state.flatten(0, -2), action_latent.flatten(0, -2)).view_as(state)
 
 
+InferFn: TypeAlias = Callable[[LatentEnergy, Tensor], Tensor]
+"""An energy and a guess of z `[..., Z]` -> the inferred z, without gradient."""
+
+
 def _check_weight(weight: float, inference: object) -> None:
     """Raises BadSetting where z is inferred by descent and has no regularizer."""
-    if isinstance(inference, ProximalDescentConfig) and not weight:
+    if not (inference is None or isinstance(inference, LISTAConfig) or weight):
         raise BadSetting(
             "regularizer_weight", weight,
             "above 0 where z is inferred by descent: z without a prior describes any next state",
@@ -96,7 +100,7 @@ class _PosteriorLatent(Latent):
 
     def __init__(
         self, posterior_net: nn.Module, regularizer_weight: float,
-        inference: ProximalDescent | None,
+        inference: InferFn | None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.posterior_net = posterior_net
@@ -130,8 +134,8 @@ class _PosteriorLatent(Latent):
         self, state: Tensor, action: Tensor, next_state: Tensor, dynamics: Dynamics
     ) -> Tensor:
         energy = self._energy_of_z(state, action, next_state, dynamics)
-        descent = self.inference or ProximalDescent()
-        return energy(descent(energy, self._guess(state, action, next_state)))
+        infer = self.inference or ProximalDescent()
+        return energy(infer(energy, self._guess(state, action, next_state)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +151,9 @@ class GaussianLatentConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.inference, LISTAConfig):
+            expected = "None or by descent: LISTA infers sparse latent variables"
+            raise BadSetting("inference", self.inference, expected)
         _check_weight(self.regularizer_weight, self.inference)
 
     def build(self, state_dim: int, action_dim: int) -> GaussianLatent:
@@ -271,13 +278,13 @@ class SparseLatent(_PosteriorLatent):
 
     def __init__(self, config: SparseLatentConfig, state_dim: int, action_dim: int) -> None:
         num_inputs, inference = 2 * state_dim + action_dim, config.inference
-        super().__init__(
-            inference.build(num_inputs, config.size, config.group_size)
-            if isinstance(inference, LISTAConfig)
-            else silu_mlp(num_inputs, config.hidden, config.size),
-            config.regularizer_weight,
-            inference.build() if isinstance(inference, ProximalDescentConfig) else None,
-        )
+        if isinstance(inference, LISTAConfig):
+            network: nn.Module = inference.build(num_inputs, config.size, config.group_size)
+            descent: InferFn | None = None
+        else:
+            network = silu_mlp(num_inputs, config.hidden, config.size)
+            descent = None if inference is None else inference.build()
+        super().__init__(network, config.regularizer_weight, descent)
         self.group_size = config.group_size
         self.size = self.noise_dim = config.size
         self.register_buffer("memory_bank", torch.zeros(config.memory_size, config.size))
