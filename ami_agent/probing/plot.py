@@ -80,7 +80,7 @@ def draw_scorecard(path: Path, scorecard: Scorecard, title: str) -> Path:
               transform=axes.get_yaxis_transform())  # fmt: skip
     axes.set_ylim(bottom=0)
     _draw_energies(
-        plot("energy of next states", "noise, in changes of a step", "energy"),
+        plot("energy of next states", "noise, in changes of a step", "relative energy"),
         scorecard.energies,
     )
     fractions = np.square(values) / np.square(values).sum()  # of the variance, the largest first
