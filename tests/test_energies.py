@@ -250,11 +250,12 @@ def test_every_way_of_inference_is_trained(kind):
     assert all(p.grad is not None for p in made.latent.parameters())
 
 
-def test_inferred_by_descent_the_network_learns_to_guess_what_descent_finds():
-    made, (state, action, next_state) = model(KINDS["sparse"]).eval(), batch()
+@pytest.mark.parametrize("kind", ["gaussian", "sparse"])
+def test_inferred_by_descent_the_network_learns_to_guess_what_descent_finds(kind):
+    made, (state, action, next_state) = model(KINDS[kind]).eval(), batch()
     latent: Any = made.latent
     made.dynamics = Linear(2)
-    noise = torch.full((5, 2), 0.5)  # of which the Laplace noise is 0
+    noise = torch.full((5, 2), 0.5)  # the median: z is the mean
     optim = torch.optim.Adam(latent.posterior_net.parameters(), 1e-2)
 
     def missed() -> float:

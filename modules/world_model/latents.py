@@ -183,8 +183,8 @@ class GaussianLatent(_PosteriorLatent):
         missed: Tensor | float = 0.0
         if self.inference:
             energy = self._energy_of_z(state, action, next_state, dynamics)
-            mean = self.inference(energy, q.mean)
-            missed = kl_divergence(Normal(mean, q.scale.detach()), q)
+            mean, scale = self.inference(energy, q.mean), q.scale.detach()
+            missed = kl_divergence(Normal(mean, scale), Normal(q.mean, scale))
             q = q._replace(mean=mean)
         z = q.mean + q.scale * _probit(noise)
         return InferredLatent(
