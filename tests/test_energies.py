@@ -278,6 +278,8 @@ def test_inferred_by_descent_the_network_learns_to_guess_what_descent_finds(kind
          "group_size is 4; it must be a divisor of the size of the latent variable, 6"),
         (lambda: SparseLatentConfig(regularizer_weight=-1),
          r"regularizer_weight is -1; it must be from 0 to 1e\+06"),
+        (lambda: SparseLatentConfig(regularizer_weight=0),
+         "regularizer_weight is 0; it must be above 0 .* z without a prior"),
         (lambda: SparseLatentConfig(inference=ProximalDescentConfig(), regularizer_weight=0),
          "regularizer_weight is 0; it must be above 0 .* z without a prior"),
         (lambda: GaussianLatentConfig(inference=ProximalDescentConfig(), regularizer_weight=0),

@@ -93,8 +93,14 @@ def test_what_never_moves_is_subtracted():
     subtracting.load_state_dict(plain.state_dict(), strict=False)
     subtracting.adapt(background + moving)
     assert subtracting.adapt_sizes["obs"] >= 100
+    config = KeypointEncoderConfig(subtract_background=True)
+    assert list(config.build({"camera": (1, SIDE, SIDE)}).adapt_sizes) == ["camera"]
     torch.testing.assert_close(subtracting(background + moving, {}), plain(moving, {}))
     assert (plain(background + moving, {}) - plain(moving, {})).abs().max() > 0.01
+    # under any name, and with any weight of the modality
+    named = {"camera": background + moving}
+    weight = {"camera": 0.5, "obs": 0.5}
+    torch.testing.assert_close(subtracting(named, weight), plain(moving, weight))
     # the background is kept with the weights
     loaded = seer(1, subtract_background=True)
     loaded.load_state_dict(subtracting.state_dict())

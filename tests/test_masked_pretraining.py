@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import ami_agent.training.representation_losses as losses
 from ami_agent import recipes
 from ami_agent.ablation import removable, without
+from ami_agent.cli.config_flags import choose_components
 from ami_agent.components import (
     EMATargetConfig,
     ImageEncoderConfig,
@@ -400,19 +401,32 @@ def with_pretraining(config: Config, **changes) -> Config:
     return override(config, {"stages.pretrain": stage})
 
 
-def tiny_agent(config: Config):
-    config = override(config, {"stages": {n: config.stages[n] for n in ("collect", "pretrain")}})
+def tiny_agent(config: Config, stage: str = "pretrain"):
+    config = override(config, {"stages": {n: config.stages[n] for n in ("collect", stage)}})
     agent = build(config, config.env.build(1).spec, num_envs=8, buffer_size=33)
     collect = config.collect.start(agent, config.env, 0)
     while collect.step < collect.total:
         collect.update()
     collect.finish()
-    return agent, config.stages["pretrain"].start(agent, config.env, 0)
+    return agent, config.stages[stage].start(agent, config.env, 0)
 
 
 @pytest.fixture(scope="module")
 def rooms() -> Config:
     return small(recipes.two_rooms())
+
+
+def test_the_average_of_the_world_models_stage_has_its_updates_and_the_encoders_units(rooms):
+    changes = {
+        "perception": KeypointEncoderConfig(subtract_background=True),
+        "stages.train_jepa.target_encoder": EMATargetConfig(decay=0.5, final_decay=1.0),
+        "stages.train_jepa.optim.steps": 21,
+    }
+    agent, run = tiny_agent(override(rooms, changes), "train_jepa")
+    (target,) = (part for part in run.module.modules() if isinstance(part, EMATarget))
+    assert [target.decay_at(step) for step in (0, 10, 20)] == [0.0, 0.75, 1.0]
+    assert agent.perception.background.any()
+    assert (target.average.module.background == agent.perception.background).all()
 
 
 def test_targets_get_no_gradient_and_the_copy_follows_perception(rooms):
@@ -577,6 +591,9 @@ def test_a_flag_of_the_stage_adds_it_and_an_ablation_removes_it(capsys, tmp_path
     )
     assert "pretrain.masks: num_targets is 12" in line
     base = recipes.two_rooms()
+    for words in (["--out", "pretrain"], ["--data", "pretrain.npz"], ["--without", "pretrain"]):
+        assert "pretrain" not in choose_components(base, words)[0].stages
+    assert "pretrain" in choose_components(base, ["--pretrain.optim.steps", "5"])[0].stages
     assert "pretrain" not in removable(base)
     config = with_pretraining(base)
     assert list(config.stages)[:3] == ["collect", "pretrain", "train_jepa"]

@@ -214,6 +214,21 @@ def test_pictures_are_those_of_the_environment_that_is_trained_in(package, tmp_p
         assert (images[0] != images[-1]).any()
 
 
+def test_mazes_in_pictures_have_the_state_of_those_without(package, tmp_path, monkeypatch):
+    for maze, has_chance in (("medium", False), ("teleport", True)):
+        name = f"visual-pointmaze-{maze}-navigate"
+        short = replace(data.point_maze_data(name, 2), steps=40)
+        monkeypatch.setattr(data, "ogbench_data", lambda *args, short=short: short)
+        path = tmp_path / f"{maze}.npz"
+        made(path, name, episodes=2)
+        config = ogbench(EnvConfig(id=name), LoadDataset(path=str(path)))
+        assert config.env.plain_rendering
+        assert config.perception.state_dim == 2
+        assert config.actor.subgoals.stochastic_edges == has_chance
+        for stage in ("train_jepa", "train_goal_critic"):
+            assert config.stages[stage].exclude_chance == has_chance
+
+
 CUBE = "cube-single-play"
 EFFECTOR, OPENING, BLOCK = slice(12, 15), 17, slice(19, 22)  # positions are in decimetres
 

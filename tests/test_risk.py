@@ -178,6 +178,15 @@ def test_a_lower_cvar_level_keeps_further_from_the_pit(planner):
 ENERGIES = torch.tensor([[1.0, 4.0, 2.5], [-3.0, 7.0, 7.0]], dtype=torch.float64)
 
 
+def test_terms_are_weighted_between_the_mean_and_the_gibbs_distribution():
+    worst = torch.full((1, 1, 2), 0.5)
+    for energies in ([1.0, 1.0 + 1e-7], [1.0, 1.0], [1.0, torch.inf]):
+        weights = EntropicRisk(2, 1, 1.0).combine(torch.tensor([[energies]]), worst)[1]
+        assert weights.sum() == pytest.approx(1)
+        assert weights.min() >= 0
+        assert weights[0, 0, 0] >= 0.5 - 1e-6  # the better future counts more
+
+
 def test_a_free_energy_by_hand():
     two = torch.tensor([0.0, log(3)], dtype=torch.float64)
     assert float(free_energy(two, 1.0)) == pytest.approx(-log((1 + 1 / 3) / 2))  # a soft minimum

@@ -69,7 +69,8 @@ def choose_components(
 def _with_optional_stages(config: Config, argv: Sequence[str]) -> Config:
     """The settings with the optional stages of which there are flags, with their defaults where the
     recipe does not have them: `--pretrain.optim.steps 500`."""
-    given = {arg.removeprefix("--").partition(".")[0].replace("-", "_") for arg in argv}
+    flags = (arg[2:] for arg in argv if arg.startswith("--") and "." in arg)
+    given = {flag.partition(".")[0].replace("-", "_") for flag in flags}
     added = {
         f"stages.{name}": kind()
         for name, kind in OPTIONAL_STAGES.items()

@@ -268,7 +268,7 @@ class TrainJEPA(SGDStage):
 
     def make_run(self, agent: Agent, buffer: SamplesTrajectories, seed: int) -> SGDStageRun:
         """A run that trains on windows of this buffer."""
-        perception, target_encoder = agent.perception, self.target_encoder.build(agent.perception)
+        perception = agent.perception
         if not agent.replay_buffer.fraction(self.window_steps):
             longest = max(1, agent.replay_buffer.max_window() - self.context_steps)
             raise ConfigError(
@@ -277,6 +277,8 @@ class TrainJEPA(SGDStage):
                 f"for training online, --actor-critic.train-jepa.length {longest}"
             )
         adapt_units(agent, buffer)
+        # after the units: an average of the encoder copies them once
+        target_encoder = self.target_encoder.build(perception, self.optim.steps)
         left_out = [name for name, weight in asdict(self.weights).items() if not weight]
         initial_prototypes = directions(
             prod(agent.shape), torch.Generator().manual_seed(seed), NUM_PROTOTYPES

@@ -56,7 +56,7 @@ def mean_steps_to_goal(
         excess = (way - steps[:, None, None]).relu_()
         energy = energy + reachability * excess
         counts = (reachability * excess.sign())[..., None, None]
-        grad = grad.to(way.dtype) - counts * grad_way
+        grad = grad - counts * grad_way
 
     def slope(weight: float) -> Tensor:
         scale = -weight / (len(states) * groups)

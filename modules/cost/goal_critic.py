@@ -118,9 +118,9 @@ class GoalCriticConfig(Settings):
     ) = field(default_factory=QuasimetricConfig)
     reachability: Annotated[float, WEIGHT] = 0.0
     """Weight of the steps by which the distance from the present state to an imagined one exceeds
-    the steps that were imagined. Where the world model lets a path through a wall, the critic knows
-    that nothing comes so far: with weight 1 no plan is better than the distance to the goal
-    allows. For a critic that counts single steps."""
+    the steps that were imagined: a path that the world model lets through a wall. With a weight of
+    1 or more no plan is better than the distance to the goal allows. For a critic that counts
+    single steps."""
 
     def build(self, shape: MapShape) -> GoalCritic:
         return GoalCritic(self.distance.build(shape), self.reachability)
@@ -129,7 +129,7 @@ class GoalCriticConfig(Settings):
 class GoalCritic(nn.Module):
     """Steps to the goal, and steps that no path of that length can have come, mean over an imagined
     path: d(s_t, g) + w relu(d(s_0, s_t) - t). By the triangle inequality, that is at least
-    d(s_0, g) - t if w is 1, whatever the world model predicts."""
+    d(s_0, g) - t if w is 1 or more, whatever the world model predicts."""
 
     def __init__(self, distance: Quasimetric, reachability: float = 0.0) -> None:
         super().__init__()

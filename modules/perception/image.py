@@ -90,11 +90,15 @@ class Encoder(nn.Module):
         """Takes the scale of the inputs from observations `[N, *O]`; most encoders need none."""
 
 
-def weighted_image(obs: Observation, modality_weights: ModalityWeights) -> Tensor:
-    """The only modality of an observation, uint8 or float from 0 to 1, times its weight -> pixels
-    `[B, C, S, S]` from 0 to 255."""
+def weighted_image(
+    obs: Observation, modality_weights: ModalityWeights, background: Tensor | None = None
+) -> Tensor:
+    """The only modality of an observation, uint8 or float from 0 to 1, less a background
+    `[C, S, S]`, times its weight -> pixels `[B, C, S, S]` from 0 to 255."""
     ((name, image),) = [("obs", obs)] if isinstance(obs, Tensor) else obs.items()
     pixels = BYTES * image if image.is_floating_point() else image
+    if background is not None:
+        pixels = pixels - background
     return scale_modality(pixels, modality_weights.get(name, 1))
 
 
@@ -375,7 +379,7 @@ class KeypointEncoderConfig(Settings):
             current_channels=self.current_channels,
             previous_channels=self.previous_channels,
         )
-        return KeypointEncoder(self, shape)
+        return KeypointEncoder(self, shape, next(iter(shapes)))
 
 
 class KeypointEncoder(Encoder):
@@ -386,8 +390,12 @@ class KeypointEncoder(Encoder):
 
     background: Tensor | None  # [C, S, S], from 0 to 255
 
-    def __init__(self, config: KeypointEncoderConfig, obs_shape: MapShape) -> None:
+    def __init__(
+        self, config: KeypointEncoderConfig, obs_shape: MapShape, name: str = "obs"
+    ) -> None:
+        """`name`: of the only modality."""
         super().__init__()
+        self.name = name
         self.shape: MapShape = (config.state_dim, 1, 1)
         self.current_channels = list(config.current_channels or range(obs_shape[0]))
         self.previous_channels = list(config.previous_channels)
@@ -402,7 +410,7 @@ class KeypointEncoder(Encoder):
 
     @property
     def adapt_sizes(self) -> Mapping[str, int]:
-        return {} if self.background is None else {"obs": BACKGROUND_IMAGES}
+        return {} if self.background is None else {self.name: BACKGROUND_IMAGES}
 
     def adapt(self, obs: Observation) -> None:
         """Takes the background, if it is subtracted, from observations `[N, C, S, S]`."""
@@ -410,9 +418,7 @@ class KeypointEncoder(Encoder):
             self.background.copy_(weighted_image(obs, {}).float().median(0).values)
 
     def forward(self, obs: Observation, modality_weights: ModalityWeights) -> Tensor:
-        image = weighted_image(obs, modality_weights)
-        if self.background is not None:
-            image = image - self.background
+        image = weighted_image(obs, modality_weights, self.background)
         pixels = image.to(self.points.sharpness.dtype) / BYTES
         points = self.points(pixels[:, self.current_channels])
         if not self.previous_channels:

@@ -85,8 +85,9 @@ InferFn: TypeAlias = Callable[[LatentEnergy, Tensor], Tensor]
 
 
 def _check_weight(weight: float, inference: object) -> None:
-    """Raises BadSetting where z is inferred by descent and has no regularizer."""
-    if not (inference is None or isinstance(inference, LISTAConfig) or weight):
+    """Raises BadSetting where z is inferred by descent, be it in `ami probe` alone, and has no
+    regularizer."""
+    if not (isinstance(inference, LISTAConfig) or weight):
         raise BadSetting(
             "regularizer_weight", weight,
             "above 0 where z is inferred by descent: z without a prior describes any next state",

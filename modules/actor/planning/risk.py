@@ -123,9 +123,12 @@ class EntropicRisk(ScenarioCVaR):
         # the free energy lies between the mean under the Gibbs weights, its gradient, and the mean
         fixed = energies.detach()
         gibbs = ((-self.beta * fixed) + worst.log()).softmax(-1)
-        mean, gibbs_mean = (worst * fixed).sum(-1), (gibbs * fixed).sum(-1)
+        # a future that diverged may have no weight, and 0 times infinity is no number
+        mean, gibbs_mean = (
+            torch.where(weights > 0, weights * fixed, 0).sum(-1) for weights in (worst, gibbs)
+        )
         spread = gibbs_mean - mean
-        fraction = torch.where(spread == 0, 0, (energy.detach() - mean) / spread)[..., None]
+        fraction = ((energy.detach() - mean) / spread).nan_to_num(0).clamp(0, 1)[..., None]
         return energy, worst + fraction * (gibbs - worst)
 
 

@@ -47,17 +47,18 @@ class TreeSearchConfig(Settings):
     iterations: Annotated[int, ITERATIONS] = 32
     """Simulations of each plan, after a first one that follows the prior alone."""
     exploration: Annotated[float, (0.0, 1e3)] = 1.25
-    """c1 of PUCT: how much the prior and few visits count beside the energies."""
+    """c1 of PUCT, not of the Gumbel search: how much the prior and few visits count beside the
+    energies."""
     uniform_fraction: Annotated[float, FRACTION] = 0.0
     """Fraction of a uniform distribution in the prior of every node."""
     dirichlet_fraction: Annotated[float, FRACTION] = 0.0
     """Fraction of Dirichlet noise in the prior of the root."""
     dirichlet_alpha: Annotated[float, (1e-3, 1e3)] = 0.3
-    """Concentration of the Dirichlet noise."""
+    """Concentration of the Dirichlet noise, where its fraction is above 0."""
     num_considered: Annotated[int, (0, MAX_OPTIONS)] = 0
     """Root actions among which the Gumbel search halves; 0: PUCT instead of the Gumbel search."""
     gumbel_scale: Annotated[float, (0.0, 1e3)] = 1.0
-    """Factor on the Gumbel noise; 0: the root actions most likely under the prior."""
+    """Factor on the noise of the Gumbel search; 0: the root actions most likely under the prior."""
 
     def build(self, evaluator: RolloutEvaluator, proposal_fn: ProposalFn) -> TreeSearch:
         """ConfigError unless the actions are choices, of at most MAX_OPTIONS combinations."""
