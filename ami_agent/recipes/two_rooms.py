@@ -179,7 +179,6 @@ def two_rooms_eb_random() -> Config:
             "env.variant": "eb-random",
             "eval_env.variant": "eb-random",
             "perception.patch": 8,
-            "cost.goal_critic.reachability": 1.0,
             "actor.planner.warm_iterations": 4,
             "actor.stuck_recovery.max_steps": 16,
             "stages.collect.options.max_step": 2.45,
