@@ -25,9 +25,10 @@ from ami_agent.config import Config, build, override
 from ami_agent.logger import print_table
 from ami_agent.probing import data, metrics
 from ami_agent.probing.probe import fit_probe, spectrum, states_of
-from ami_agent.probing.scorecard import _flatten_obs
+from ami_agent.probing.scorecard import flatten_obs
 from ami_agent.train import stage_seed
 from ami_agent.training import CollectBehaviour, PretrainMasked
+from ami_agent.training.jepa import adapt_units
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.pretrain import MaskedLossWeights
 
@@ -74,7 +75,7 @@ def main(flags: Flags) -> None:
             collect.update()
         collect.finish()
         sets = [data.collect_trajectories(config.eval_env, 1000 * seed + i) for i in (0, 500)]
-        observations = [_flatten_obs(part.obs, seed) for part in sets]
+        observations = [flatten_obs(part.obs, seed) for part in sets]
         scores.setdefault("pixels, projected", []).append(score(sets, observations))
         for name, changes in {"untrained": None, **variants}.items():
             begun = time.monotonic()
@@ -88,9 +89,7 @@ def main(flags: Flags) -> None:
                 while run.step < run.total:
                     run.update()
             else:
-                PretrainMasked(optim=OptimConfig(steps=1, batch_size=4)).start(
-                    learner, config.env, 0
-                )
+                adapt_units(learner, learner.replay_buffer)
             learner.eval()
             found = score(sets, [states_of(learner, part.obs) for part in sets])
             scores.setdefault(name, []).append(found)

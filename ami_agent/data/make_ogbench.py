@@ -181,7 +181,7 @@ class Walker(EpisodeRecorder):
     """A noisy walker: each action is the direction to the oracle's next subgoal, plus noise."""
 
     def __init__(self, data: PointMazeData) -> None:
-        self.data, self.dtypes = data, data.dtypes
+        self.data: PointMazeData = data
         make: Any = gymnasium.make
         options = PIXELS if data.pixels else {}
         env = make(data.env_id, terminate_at_goal=False, disable_env_checker=True, **options)

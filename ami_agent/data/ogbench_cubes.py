@@ -58,7 +58,7 @@ class ScriptedArm(EpisodeRecorder):
         from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
         from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
 
-        self.data, self.dtypes = data, data.dtypes
+        self.data: CubeData = data
         make: Any = gymnasium.make
         self.env = make(
             f"cube-{data.blocks}-v0", terminate_at_goal=False, mode="data_collection",

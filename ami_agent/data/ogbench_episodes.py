@@ -26,14 +26,14 @@ DTYPES: Mapping[str, type] = {
 class EpisodeRecorder(ABC):
     """Acts in OGBench's own environment. An episode depends on the seed and its index alone."""
 
-    dtypes: Mapping[str, type]  # of the columns
+    data: OGBenchData
 
     def episode(self, seed: int, index: int) -> Arrays:
         """The rows of one episode, each `[T, *]`."""
         draws = np.random.SeedSequence([seed, index]).generate_state(1)[0]
         with numpy_random_of(np.random.RandomState(draws)):  # OGBench draws from the global one
             rows = list(self._rows())
-        columns = zip(self.dtypes.items(), zip(*rows, strict=True), strict=True)
+        columns = zip(self.data.dtypes.items(), zip(*rows, strict=True), strict=True)
         return {name: np.asarray(column, dtype=dtype) for (name, dtype), column in columns}
 
     @abstractmethod

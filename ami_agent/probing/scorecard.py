@@ -154,7 +154,7 @@ def compute_scorecard(
             if level.has_own_states
         },
         "untrained": partial(states_of, untrained.eval()),
-        "observation": partial(_flatten_obs, seed=seed),
+        "observation": partial(flatten_obs, seed=seed),
     }
     scores, perturbed_scores = {}, {}
     for name, encoder in encoders.items():
@@ -186,7 +186,7 @@ def _level_states(agent: Agent, encode: Callable[[Tensor], Tensor], obs: Observa
     return encode(states_of(agent, obs).to(agent.device)).cpu()
 
 
-def _flatten_obs(obs: Observation, seed: int) -> Tensor:
+def flatten_obs(obs: Observation, seed: int) -> Tensor:
     """Observations as vectors `[N, D]`."""
     flat = torch.cat([part.flatten(1).float() for part in as_dict(obs).values()], 1)
     if flat.shape[1] <= MAX_PROJECTED:

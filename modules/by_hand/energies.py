@@ -48,30 +48,37 @@ def mean_steps_to_goal(
     embed, groups, reachability = critic
     *inner, embedded = embed.forward(states.reshape(-1, states.shape[-1]))
     grouped = embedded.view(*states.shape[:3], groups, -1)
-    energy, grad = _distance(_goal_embedding(embed, groups, goal) - grouped)
+    to_goal = _goal_embedding(embed, groups, goal) - grouped
+    largest = _largest(to_goal)
+    energy = largest.mean((0, 3, 4))
     if reachability:
-        embedded_start = embed.forward(start)[-1].view(len(start), 1, groups, -1)
-        way, grad_way = _distance(grouped - embedded_start)
+        from_start = grouped - embed.forward(start)[-1].view(len(start), 1, groups, -1)
+        largest_from_start = _largest(from_start)
+        way = largest_from_start.mean((-2, -1))
         steps = torch.arange(1, len(states) + 1, dtype=way.dtype, device=way.device)
         excess = (way - steps[:, None, None]).relu_()
-        energy = energy + reachability * excess
-        counts = (reachability * excess.sign())[..., None, None]
-        grad = grad - counts * grad_way
+        energy = energy + reachability * excess.mean(0)
 
     def slope(weight: float) -> Tensor:
         scale = -weight / (len(states) * groups)
+        grad = _is_largest(to_goal, largest)
+        if reachability:
+            counts = (reachability * excess.sign())[..., None, None]
+            grad = grad - counts * _is_largest(from_start, largest_from_start)
         return embed.gradient(grad.view_as(embedded), *inner, scale=scale).view_as(states)
 
-    return energy.mean(0), slope
+    return energy, slope
 
 
-def _distance(difference: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences of embeddings `[..., groups, units]` -> distances `[...]`, and which numbers they
-    consist of, as their type."""
-    # never 0, so that only a positive maximum is equal to it
-    largest = difference.amax(-1, keepdim=True).clamp_min_(torch.finfo(difference.dtype).tiny)
-    is_largest = torch.eq(difference, largest, out=torch.empty_like(difference))
-    return largest.mean((-2, -1)), is_largest
+def _largest(difference: Tensor) -> Tensor:
+    """Differences of embeddings `[..., groups, units]` -> the positive maxima `[..., groups, 1]`,
+    never 0, so that only a positive number is equal to one."""
+    return difference.amax(-1, keepdim=True).clamp_min_(torch.finfo(difference.dtype).tiny)
+
+
+def _is_largest(difference: Tensor, largest: Tensor) -> Tensor:
+    """1 where a number is the positive maximum of its group, else 0, as the type of both."""
+    return torch.eq(difference, largest, out=torch.empty_like(difference))
 
 
 def _goal_embedding(embed: MLPConstants, groups: int, goal: Tensor) -> Tensor:
