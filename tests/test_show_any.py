@@ -17,7 +17,7 @@ import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.agent import Agent
-from ami_agent.config import build
+from ami_agent.config import build, override
 from ami_agent.logger import Logger, Progress
 from ami_agent.viewer import drawing, record, show
 from ami_agent.viewer.camera import Camera, render_error
@@ -29,7 +29,9 @@ from ami_agent.viewer.projectors import (
     project,
 )
 from ami_agent.viewer.record import EpisodeSelection, RecordedEpisode, record_episodes
+from modules.actor.planning import TreeSearchConfig
 from modules.configurator import TaskSpec
+from tests.conftest import tiny_gym
 
 LASTS = 6
 EARN = TaskSpec(drives={"reward": 1.0})
@@ -425,3 +427,30 @@ def test_an_env_that_stops_rendering_is_reported_in_one_line():
         with pytest.raises(EnvError, match=r"no longer be rendered: its render\(\) gives nothing"):
             camera(env)
     del gymnasium.registry["ami-test/Fading-v0"]
+
+
+def test_the_simulations_of_a_tree_search_are_recorded_as_a_tree():
+    """Every simulation of every plan, by the options that it chose, and the plan among them."""
+    config = override(
+        tiny_gym(EnvConfig(id="CartPole-v1", max_episode_steps=3)),
+        {"actor.planner": TreeSearchConfig(horizon=3, iterations=6)},
+    )
+    with closing(config.env.build(1)) as env:
+        agent = build(config, env.spec)
+    chosen = EpisodeSelection(episodes=1, mode="plan")
+    ((episode,),) = record_episodes(agent, config.env, None, chosen, Logger())
+    assert len(episode.recorded_steps) == 3
+    for step in episode.recorded_steps:
+        tree = step.search_tree
+        assert tree is not None
+        assert tree.choices.shape == (7, 3)  # the first simulation follows the policy alone
+        assert set(tree.choices.flatten()) <= {0, 1}
+        np.testing.assert_array_equal(tree.energies, step.candidate_energies)
+        is_planned = (tree.choices == tree.planned).all(1)
+        assert tree.energies[is_planned].min() == pytest.approx(sum(step.terms.values()), rel=1e-5)
+        assert len({*map(tuple, tree.choices)}) > 1
+    sheet = np.zeros((4, 4, 3), np.uint8)
+    projected = project(episode, PCAProjector([episode]))
+    frame = mode_record(projected, sheet)["frames"][0]
+    assert frame["tree"]["choices"] == episode.recorded_steps[0].search_tree.choices.tolist()
+    assert len(frame["tree"]["energies"]) == 7

@@ -36,6 +36,7 @@ from ami_agent.viewer.projectors import (
 )
 from ami_agent.viewer.record import (
     EpisodeSelection,
+    Evaluation,
     RecordedEpisode,
     best_so_far,
     per_step_energy,
@@ -375,14 +376,15 @@ def test_of_several_futures_the_aggregated_energy_is_recorded():
     model = replace(recipe.world_model, latent=GaussianLatentConfig())
     agent = untrained_agent({"world_model": model})
     plan, _, looks = plan_once(agent)
-    assert plan.candidate_states.shape[1] > looks[0].shape[1]
+    assert plan.candidate_states.shape[1] > looks[0].energy.shape[1]
     assert best_so_far(looks, plan)[0][-1] == pytest.approx(float(plan.energy[0]), rel=1e-4)
 
 
 def test_where_some_envs_are_planned_for_the_search_is_recorded_in_those(agent):
     plan, _, _ = plan_once(agent)
     plan = plan._replace(planned=torch.tensor([True, False, True]))
-    looks = [torch.tensor([[3.0], [5.0], [9.0]]), torch.tensor([[2.0, 4.0], [8.0, 7.0]])]
+    energies = [torch.tensor([[3.0], [5.0], [9.0]]), torch.tensor([[2.0, 4.0], [8.0, 7.0]])]
+    looks = [Evaluation(energy, torch.zeros(*energy.shape, 8, 2)) for energy in energies]
     found = best_so_far(looks, plan)
     assert [energy.tolist() for energy in found] == [[3, 2], [5], [9, 7]]
 

@@ -98,6 +98,18 @@ class Chart {
       this.inner);
   }
 
+  // The branch that leads to a node of a search tree.
+  branch(node, tree) {
+    const points = [node.parent, node].flatMap(({ depth, height }) =>
+      [this.x(depth).toFixed(1), this.y(0.05 + 0.9 * height / tree.most).toFixed(1)]);
+    const path = make("path", { d: line(points), fill: "none", "stroke-linecap": "round",
+      stroke: node.planned ? "var(--planned)" : "var(--candidates)",
+      opacity: node.planned || node.visits > 1 ? 1 : 0.45,
+      "stroke-width": 0.8 + 5 * Math.sqrt(node.visits / tree.root.visits) }, this.inner);
+    make("title", {}, path, `option ${node.choice} at step ${node.depth}: `
+      + `${count(node.visits, "simulation")}, mean energy ${brief(node.total / node.visits)}`);
+  }
+
   // A vertical line at the current step; a click in the chart moves it.
   cursor() {
     const cursor = this.verticalLine(this.from, { stroke: "var(--text)", "stroke-width": 1.2 });
@@ -213,6 +225,53 @@ function energyAhead(record, parent) {
     all[n].forEach((stack, k) => stack.forEach(([inner, outer], term) =>
       chart.bar(k + 1, inner, outer, record.colors[term])));
   };
+}
+
+// What a tree search simulated: equal beginnings are one branch, thicker the more simulations follow
+// it; the plan's branch is the one in colour.
+function searchTree(record, parent) {
+  const trees = record.frames.map((frame) => frame.tree && grown(frame.tree));
+  const first = trees.find(Boolean), depth = first ? first.depth : 1;
+  const chart = new Chart(parent, "search tree", [560, 150], [0, depth], [0, 1], "ahead");
+  chart.scale.querySelectorAll('[text-anchor="end"], line').forEach((part) => part.remove());
+  return (n) => {
+    chart.inner.replaceChildren();
+    const tree = trees[n];
+    chart.title.textContent = tree
+      ? `search tree of ${count(tree.root.visits, "simulation")}` : "no search at this step";
+    if (tree) for (const node of tree.nodes) chart.branch(node, tree); // the plan on top
+  };
+}
+
+// Simulated choices -> the nodes of their tree, each with its simulations, their mean energy, and a
+// height between 0 and 1 by which branches don't cross.
+function grown({ choices, energies, planned }) {
+  const root = { depth: 0, visits: 0, total: 0, children: new Map(), planned: true }, nodes = [];
+  choices.forEach((sequence, k) => {
+    let node = root;
+    node.visits += 1;
+    for (const choice of sequence) {
+      if (!node.children.has(choice)) {
+        const isPlanned = node.planned && planned[node.depth] === choice;
+        const child = { depth: node.depth + 1, choice, parent: node, visits: 0, total: 0,
+          children: new Map(), planned: isPlanned };
+        node.children.set(choice, child);
+        nodes.push(child);
+      }
+      node = node.children.get(choice);
+      node.visits += 1;
+      node.total += energies[k];
+    }
+  });
+  let leaves = 0;
+  const place = (node) => {
+    const children = [...node.children.values()].sort((a, b) => a.choice - b.choice);
+    children.forEach(place);
+    node.height = children.length ? sum(children.map((child) => child.height)) / children.length : leaves++;
+  };
+  place(root);
+  nodes.sort((a, b) => a.planned - b.planned);
+  return { root, nodes, most: Math.max(1, leaves - 1), depth: planned.length };
 }
 
 // The lowest energy so far after each round of the search, relative to the first; one scale for all

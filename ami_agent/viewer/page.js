@@ -25,6 +25,7 @@ class ModeView {
     if (record.errorByHorizon.length) {
       const three = make("div", { class: "three" }, right);
       this.moving.push(candidateEnergies(record, three), energyAhead(record, three), searchProgress(record, three));
+      if (record.frames.some((frame) => frame.tree)) this.moving.push(searchTree(record, right));
       const errorCharts = make("div", { class: "pair uneven" }, right);
       cursors.push(errorOverTime(record, errorCharts));
       errorByStepsAhead(record, errorCharts);

@@ -19,7 +19,7 @@ from PIL import Image, features
 from ami_agent.storage.files import write_text
 from ami_agent.viewer.drawing import CRITIC_COLORS, draw_critic_overlay, term_colors, value_range
 from ami_agent.viewer.projectors import CriticMap, ProjectedEpisode, ProjectedStep, Projector
-from ami_agent.viewer.record import RecordedStep
+from ami_agent.viewer.record import RecordedStep, SearchTree
 
 Json: TypeAlias = dict[str, Any]
 
@@ -101,7 +101,15 @@ def _frame(step: ProjectedStep, error: float) -> Json:
         "bestEnergies": _numbers(recorded.best_energies),
         "criticValue": _number(recorded.critic_value),
         "predictionError": _number(error),
+        **_search_tree(recorded.search_tree),
     }
+
+
+def _search_tree(tree: SearchTree | None) -> Json:
+    if tree is None:
+        return {}
+    choices, planned = tree.choices.tolist(), tree.planned.tolist()
+    return {"tree": {"choices": choices, "energies": _numbers(tree.energies), "planned": planned}}
 
 
 def _other_candidates(step: RecordedStep) -> list[list[float | None]]:

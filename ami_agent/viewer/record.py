@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from ami_agent.evaluation.progress import EpisodeProgress, PolicyProgress
 from ami_agent.logger import Logger
 from ami_agent.probing.data import factors_of
 from ami_agent.viewer.camera import Camera, Pictures
+from modules.actor.planning.tree_search import TreeSearch
 from modules.configurator import TaskSpec
-from modules.types import ConfigError, Observation, Plan, Rollout, TaskContext
+from modules.types import ConfigError, EvaluatedRollouts, Observation, Plan, Rollout, TaskContext
 
 NUM_ENVS = 4  # that are recorded at once
 MAX_STEPS_KEPT = 240
@@ -31,6 +32,14 @@ EXTRA_STEPS = 5  # that are shown after a success that lasts
 SUCCESS_WORDS = {False: ("did not arrive", "arrived"), True: ("did not succeed", "succeeded")}
 """Failure and success in words, for tasks without drives and with them."""
 STEPS_TO_GO = "steps to go"  # the unit of the goal critic
+
+
+class SearchTree(NamedTuple):
+    """What a tree search simulated from one state: equal beginnings are one branch."""
+
+    choices: np.ndarray  # [N, H] int64: the option of every step of every simulation
+    energies: np.ndarray  # [N]
+    planned: np.ndarray  # [H] int64: the options of the plan
 
 
 class RecordedStep(NamedTuple):
@@ -46,6 +55,7 @@ class RecordedStep(NamedTuple):
     step_energies: Mapping[str, np.ndarray]  # each [H]: of every single imagined step
     best_energies: np.ndarray  # the lowest energy so far after each evaluation of the search
     critic_value: float  # of the current state, in the critics' unit
+    search_tree: SearchTree | None  # None of planners that search no tree, and in Mode-1
 
 
 class RecordedEpisode(NamedTuple):
@@ -226,7 +236,7 @@ class _Recorder:
     @torch.no_grad()
     def _act(self, obs: Observation) -> Tensor:
         state, context = self.controller.perceive(obs)
-        with record_search(self.agent) as evaluations:
+        with record_search(self.agent) as search:
             plan = self.controller.plan(state, context)
         self.states.append(state.cpu())
         self.factors.append(factors_of(self.env, self.info).numpy())
@@ -237,16 +247,17 @@ class _Recorder:
             for i in np.flatnonzero(self.outcome.running):
                 self.recorded_steps[i] = self.recorded_steps[i][::2]
         if self.step % self.interval == 0:
-            self._record(state, plan, context, best_so_far(evaluations, plan))
+            self._record(state, plan, context, search)
         self.step += 1
         return plan.action
 
     def _record(
-        self, state: Tensor, plan: Plan, context: TaskContext, best_energies: list[np.ndarray]
+        self, state: Tensor, plan: Plan, context: TaskContext, search: list[Evaluation]
     ) -> None:
         pictures = [()] * len(state) if self.camera is None else self.camera(self.env)
         step_energies = per_step_energy(self.agent, plan, context)
         critic_values = critic_value(self.agent, state, self.controller.context)
+        best_energies, trees = best_so_far(search, plan), search_trees(self.agent, search, plan)
         candidates, planned, upper_plans = (
             p.cpu() for p in (plan.candidate_states, plan.states, plan.upper_plans)
         )
@@ -257,36 +268,69 @@ class _Recorder:
                     self.step, pictures[i], candidates[i], energies[i], planned[i], upper_plans[i],
                     {name: float(term[i]) for name, term in plan.terms.items()},
                     {name: term[i] for name, term in step_energies.items()}, best_energies[i],
-                    float(critic_values[i]),
+                    float(critic_values[i]), trees[i],
                 )
             )  # fmt: skip
         if self.callback is not None:
             self.callback(self._episodes_so_far())
 
 
+class Evaluation(NamedTuple):
+    """Action sequences that a planner compared at once, of the N environments that plan."""
+
+    energy: Tensor  # [N, P]
+    actions: Tensor  # [N, P, H, A]
+
+
 @contextmanager
-def record_search(agent: Agent) -> Iterator[list[Tensor]]:
-    """Collects the energies `[N, P]` of every evaluation of the planner; N environments plan."""
-    evaluations: list[Tensor] = []
+def record_search(agent: Agent) -> Iterator[list[Evaluation]]:
+    """Collects every evaluation of the planner."""
+    search: list[Evaluation] = []
+
+    def collect(evaluated: EvaluatedRollouts) -> None:
+        search.append(Evaluation(evaluated.energy.detach(), evaluated.rollout.actions.detach()))
+
     callbacks = agent.evaluator.callbacks
-    callbacks.append(lambda evaluated: evaluations.append(evaluated.energy.detach()))
+    callbacks.append(collect)
     try:
-        yield evaluations
+        yield search
     finally:
         callbacks.pop()
 
 
-def best_so_far(evaluations: Sequence[Tensor], plan: Plan) -> list[np.ndarray]:
+def best_so_far(search: Sequence[Evaluation], plan: Plan) -> list[np.ndarray]:
     """For each of B environments the lowest energy so far after each evaluation."""
+    lowest = [evaluation.energy.amin(1).cpu().numpy() for evaluation in search]
+    return [np.minimum.accumulate(np.array(rounds)) for rounds in _by_env(lowest, plan)]
+
+
+def search_trees(agent: Agent, search: Sequence[Evaluation], plan: Plan) -> list[SearchTree | None]:
+    """For each of B environments what the tree search simulated; None where none did."""
+    planner = agent.planner
+    if not isinstance(planner, TreeSearch):
+        return [None] * len(plan.energy)
+    options = planner.options.to(plan.actions).T  # [A, J]
+
+    def chosen(actions: Tensor) -> np.ndarray:
+        return (actions @ options).argmax(-1).cpu().numpy()
+
+    choices = _by_env([chosen(evaluation.actions[:, 0]) for evaluation in search], plan)
+    energies = _by_env([evaluation.energy[:, 0].cpu().numpy() for evaluation in search], plan)
+    of_plan = zip(choices, energies, chosen(plan.actions), strict=True)
+    return [SearchTree(np.array(c), np.array(e), p) if e else None for c, e, p in of_plan]
+
+
+def _by_env(rounds: Sequence[np.ndarray], plan: Plan) -> list[list[Any]]:
+    """What each evaluation `[N, ...]` has for each environment that plans, one after the other; where
+    `auto` plans in some, the others have nothing."""
     num_envs = len(plan.energy)
     planned_envs = plan.planned.nonzero().squeeze(1).tolist()
-    energies_by_env: list[list[float]] = [[] for _ in range(num_envs)]
-    for evaluation in evaluations:
-        lowest = evaluation.amin(1).tolist()
-        env_ids = range(num_envs) if len(lowest) == num_envs else planned_envs
-        for env_id, energy in zip(env_ids, lowest, strict=False):
-            energies_by_env[env_id].append(energy)
-    return [np.minimum.accumulate(np.array(energies)) for energies in energies_by_env]
+    found: list[list[Any]] = [[] for _ in range(num_envs)]
+    for parts in rounds:
+        env_ids = range(num_envs) if len(parts) == num_envs else planned_envs
+        for env_id, part in zip(env_ids, parts, strict=False):
+            found[env_id].append(part)
+    return found
 
 
 @torch.no_grad()
