@@ -65,6 +65,7 @@ from modules.world_model.jepa import (
 from modules.world_model.latents import (
     CategoricalLatentConfig,
     GaussianLatentConfig,
+    QuantizedLatentConfig,
     SparseLatentConfig,
 )
 

@@ -16,10 +16,17 @@ from ami_agent import components
 from ami_agent.config import Config, override
 from ami_agent.logger import table
 from ami_agent.storage import run_dir
+from modules.types import Settings
 
 
 def planner_configs(config: Config) -> dict[str, Config]:
-    """The agent's own planner as trained, and each planner without the policy proposal."""
+    """The agent's own planner as trained, and each planner without the policy proposal; where
+    actions are choices, tree search beside straight-through gradients."""
+    if isinstance(config.action_space, components.OneHotActions):
+        return {
+            name: override(config, {"actor.policy_proposal": None, "actor.planner": planner})
+            for name, planner in discrete_planners(config.actor.planner.horizon).items()
+        }
     gradient = config.actor.planner
     if not isinstance(gradient, components.GradientPlannerConfig):
         gradient = components.GradientPlannerConfig()
@@ -41,6 +48,24 @@ def planner_configs(config: Config) -> dict[str, Config]:
     for name, planner in planners.items():
         changes[name] = {**no_proposal, "actor.planner": planner}
     return {name: override(config, change) for name, change in changes.items()}
+
+
+def discrete_planners(horizon: int) -> dict[str, Settings]:
+    """Each planner with less and with more time."""
+    gradient, tree = components.GradientPlannerConfig, components.TreeSearchConfig
+
+    def descent(iterations: int) -> Settings:
+        return gradient(horizon=horizon, iterations=iterations, warm_iterations=iterations)
+
+    return {
+        "gradient 4": descent(4),
+        "gradient 8": descent(8),
+        "gradient 32": descent(32),
+        "PUCT 16": tree(horizon=horizon, iterations=16),
+        "PUCT 64": tree(horizon=horizon, iterations=64),
+        "Gumbel 16": tree(horizon=horizon, iterations=16, num_considered=4),
+        "Gumbel 64": tree(horizon=horizon, iterations=64, num_considered=4),
+    }
 
 
 def main() -> None:

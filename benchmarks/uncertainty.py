@@ -39,6 +39,7 @@ LATENTS = {
     "gaussian": (components.GaussianLatentConfig(), 0.01),
     "sparse": (SPARSE, 0.001),
     "discrete": (components.CategoricalLatentConfig(), 0.0),
+    "quantized": (components.QuantizedLatentConfig(), 0.0),
 }
 """Latent variables, and the weights of their KL terms."""
 

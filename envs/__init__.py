@@ -8,6 +8,7 @@ ENVS = {
     "ami/TwoRooms-v0": "envs.two_rooms:TwoRooms",
     "ami/CueCorridor-v0": "envs.cue_corridor:CueCorridor",
     "ami/Forage-v0": "envs.forage:Forage",
+    "ami/KeyAndDoor-v0": "envs.key_and_door:KeyAndDoor",
     "ami/Maze-v0": "envs.maze:Maze",
     "ami/WindyRooms-v0": "envs.windy_rooms:WindyRooms",
     "ami/PointMaze-v0": "envs.point_maze:PointMaze",

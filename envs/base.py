@@ -126,7 +126,7 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         self,
         num_envs: int,
         obs_space: spaces.Space,
-        action_space: spaces.Box,
+        action_space: spaces.Box | spaces.Discrete,
         *,
         max_episode_steps: int | None = None,
         device: str | torch.device = "cpu",
@@ -295,8 +295,11 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         return keys_from_seeds(range(first, first + self.num_envs), self.device)
 
     def _check_actions(self, actions: Array, ignored: np.ndarray) -> Tensor:
-        """Actions [B, A] as finite tensors. Raises ValueError where they have the wrong shape or,
-        at the latest when an episode ends, where they were not finite."""
+        """Actions [B, A] as finite tensors, or choices [B] as int64. Raises ValueError where they
+        have the wrong shape, where there is no such choice or, at the latest when an episode ends,
+        where they were not finite."""
+        if isinstance(self.single_action_space, spaces.Discrete):
+            return self._check_choices(actions, ignored)
         tensor = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
         needed = [self.num_envs, *(self.single_action_space.shape or ())]
         if list(tensor.shape) != needed:
@@ -307,6 +310,22 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         if self.device.type == "cpu" or ignored.any():
             check_rows(~self._nonfinite, "the action of environment {i} is not finite")
         return tensor.nan_to_num(0.0, 0.0, 0.0)
+
+    def _check_choices(self, actions: Array, ignored: np.ndarray) -> Tensor:
+        choices = torch.as_tensor(actions, device=self.device)
+        if list(choices.shape) != [self.num_envs]:
+            raise ValueError(
+                f"actions have shape {list(choices.shape)}; it must be [{self.num_envs}]"
+            )
+        last = int(self.single_action_space.n) - 1  # type: ignore[attr-defined]
+        if choices.is_floating_point():
+            raise ValueError(f"actions are {choices.dtype}; they must be integers from 0 to {last}")
+        valid = (choices >= 0) & (choices <= last)
+        wrong = (~valid & ~self._to_device(ignored)).nonzero().flatten().tolist()
+        if wrong:
+            given = f"the action of environment {wrong[0]} is {int(choices[wrong[0]])}"
+            raise ValueError(f"{given}; it must be from 0 to {last}")
+        return torch.where(valid, choices, 0).long()
 
     def _begin_anew(self, state: S, rows: Tensor) -> S:
         """The state with new episodes in some rows [N]."""
@@ -419,7 +438,7 @@ class SingleEnv(gymnasium.Env):
         return tree_map(lambda part: part[0], obs), info
 
     def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, infos = self._envs.step(action[None])
+        obs, reward, terminated, truncated, infos = self._envs.step(np.asarray(action)[None])
         first_obs, info = self._first(obs, infos)
         return first_obs, float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
 

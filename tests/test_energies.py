@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import pairwise
+from math import log
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from modules.world_model.latents import (
     CategoricalLatentConfig,
     GaussianLatentConfig,
     Latent,
+    QuantizedLatentConfig,
     SparseLatentConfig,
 )
 from tests.conftest import error_line, small
@@ -163,7 +165,13 @@ KINDS = {
     "sparse": SparseLatentConfig(size=2, inference=ProximalDescentConfig(steps=5)),
     "lista": SparseLatentConfig(size=2, inference=LISTAConfig()),
     "categorical": CategoricalLatentConfig(num_categories=4, noise_std=0.5),
+    "quantized": QuantizedLatentConfig(levels=(2, 3), noise_std=0.5),
 }
+DISCRETE = {
+    "categorical": torch.eye(4),
+    "quantized": torch.tensor([[x, y] for x in (-1.0, 1.0) for y in (-1.0, 0.0, 1.0)]),
+}
+"""The codes of the kinds that enumerate them."""
 
 
 class Linear(nn.Module):
@@ -189,16 +197,16 @@ def test_without_a_latent_variable_the_energy_is_half_the_squared_error():
     torch.testing.assert_close(made.energy(*pairs), (error / 2).expand(2, 5))
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "sparse", "categorical"])
+@pytest.mark.parametrize("kind", ["gaussian", "sparse", "categorical", "quantized"])
 def test_the_energy_is_the_least_over_the_latent_variable(kind):
     made, (state, action, next_state) = model(KINDS[kind]).eval(), batch()
     latent: Any = made.latent
-    if kind != "categorical":
+    if kind not in DISCRETE:
         latent.inference = ProximalDescent(200)
         made.dynamics = Linear(latent.size)
     found = made.energy(state, action, next_state)
-    if kind == "categorical":
-        every = torch.eye(4)[:, None].expand(-1, 5, -1)
+    if kind in DISCRETE:
+        every = DISCRETE[kind][:, None].expand(-1, 5, -1)
         weight = 0.5**2
         surprise = -(latent.prior_net(torch.cat([state, action], -1)).log_softmax(-1)).T
     else:
@@ -219,8 +227,9 @@ def test_the_energy_is_the_least_over_the_latent_variable(kind):
     torch.testing.assert_close(found, least, rtol=0.03, atol=1e-3)
 
 
-def test_the_posterior_of_categories_is_the_gibbs_distribution_of_their_energies():
-    made, (state, action, next_state) = model(KINDS["categorical"]), batch()
+@pytest.mark.parametrize("kind", DISCRETE)
+def test_the_posterior_of_codes_is_the_gibbs_distribution_of_their_energies(kind):
+    made, (state, action, next_state) = model(KINDS[kind]), batch()
     latent: Any = made.latent
     energies = latent.energies(state, action, next_state, made.dynamics).double()
     temperature = latent.noise_std**2
@@ -230,9 +239,10 @@ def test_the_posterior_of_categories_is_the_gibbs_distribution_of_their_energies
         *(part[:1].expand(4000, -1) for part in (state, action, next_state)), noise, made.dynamics
     ).action_latent[:, 1:]
     assert (gibbs.amax(-1) < 0.99).any()
-    torch.testing.assert_close(sampled.mean(0).double(), gibbs[0], atol=0.03, rtol=0)
+    is_code = (sampled[:, None] == DISCRETE[kind]).all(-1)
+    torch.testing.assert_close(is_code.double().mean(0), gibbs[0], atol=0.03, rtol=0)
     # with a sum in place of the mean, the free energy is the negative log-likelihood
-    summed = free_energy(energies, 1 / temperature) - temperature * torch.tensor(4.0).log()
+    summed = free_energy(energies, 1 / temperature) - temperature * log(len(gibbs[0]))
     torch.testing.assert_close(summed, -temperature * (-energies / temperature).logsumexp(-1))
 
 
@@ -286,6 +296,8 @@ def test_inferred_by_descent_the_network_learns_to_guess_what_descent_finds(kind
          "z without a prior"),
         (lambda: GaussianLatentConfig(inference=LISTAConfig()),  # type: ignore[arg-type]
          "inference is LISTAConfig.* LISTA infers sparse latent variables"),
+        (lambda: QuantizedLatentConfig(levels=()), r"levels is \(\); it must be one"),
+        (lambda: QuantizedLatentConfig(levels=(64, 64, 2)), "product is at most 4,096"),
         (lambda: ProximalDescentConfig(step_size=0), "step_size is 0; it must be from"),
         (lambda: LISTAConfig(layers=0), "layers is 0; it must be a whole number from 1"),
     ],

@@ -13,6 +13,7 @@ from ami_agent.recipes.goals import DEFAULT_ENV as GOALS_DEFAULT
 from ami_agent.recipes.goals import goals
 from ami_agent.recipes.gym import DEFAULT_ENV as GYM_DEFAULT
 from ami_agent.recipes.gym import gym
+from ami_agent.recipes.key_and_door import key_and_door
 from ami_agent.recipes.manipulation import push, reach
 from ami_agent.recipes.maze import (
     ant_maze,
@@ -56,6 +57,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "cue-corridor": cue_corridor,
     "two-rooms-distracted": two_rooms_distracted,
     "windy-rooms": windy_rooms,
+    "key-and-door": key_and_door,
     "gym": gym,
     "goals": goals,
     "ogbench": ogbench,

@@ -321,8 +321,8 @@ def search_trees(agent: Agent, search: Sequence[Evaluation], plan: Plan) -> list
 
 
 def _by_env(rounds: Sequence[np.ndarray], plan: Plan) -> list[list[Any]]:
-    """What each evaluation `[N, ...]` has for each environment that plans, one after the other; where
-    `auto` plans in some, the others have nothing."""
+    """What each evaluation `[N, ...]` has for each environment that plans, one after the other;
+    where `auto` plans in some, the others have nothing."""
     num_envs = len(plan.energy)
     planned_envs = plan.planned.nonzero().squeeze(1).tolist()
     found: list[list[Any]] = [[] for _ in range(num_envs)]

@@ -52,6 +52,7 @@ from modules.world_model.latents import (
     CategoricalLatentConfig,
     GaussianLatentConfig,
     Normal,
+    QuantizedLatentConfig,
     SparseLatentConfig,
 )
 
@@ -85,7 +86,13 @@ class JEPALevelConfig(Settings):
     dynamics: MLPDynamicsConfig | FourierDynamicsConfig | GlimpseDynamicsConfig = field(
         default_factory=FourierDynamicsConfig
     )
-    latent: GaussianLatentConfig | SparseLatentConfig | CategoricalLatentConfig | None = None
+    latent: (
+        GaussianLatentConfig
+        | SparseLatentConfig
+        | CategoricalLatentConfig
+        | QuantizedLatentConfig
+        | None
+    ) = None
     """What state and macro-action do not determine of the next state."""
     distance: (
         QuasimetricConfig | FourierQuasimetricConfig | GlimpseQuasimetricConfig | SharedCriticConfig

@@ -32,6 +32,7 @@ from modules.world_model.latents import (
     CategoricalLatentConfig,
     GaussianLatentConfig,
     Latent,
+    QuantizedLatentConfig,
     SparseLatentConfig,
 )
 
@@ -138,7 +139,13 @@ class NoEnsemble(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
     dynamics: MLPDynamicsConfig | FourierDynamicsConfig | GlimpseDynamicsConfig | ConvDynamicsConfig
-    latent: GaussianLatentConfig | SparseLatentConfig | CategoricalLatentConfig | None = None
+    latent: (
+        GaussianLatentConfig
+        | SparseLatentConfig
+        | CategoricalLatentConfig
+        | QuantizedLatentConfig
+        | None
+    ) = None
     """What state and action do not determine of the next state."""
     interoception_head: InteroceptionHeadConfig | TransitionHeadConfig | None = None
     ensemble: EnsembleConfig | None = None

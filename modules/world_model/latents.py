@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import log, pi
+from math import log, pi, prod
 from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
@@ -35,6 +35,7 @@ Dynamics: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """State `[N, D]`, action and latent variable `[N, A + Z]` -> next state `[N, D]`."""
 
 _EPS = 1e-6
+MAX_CODES = 4096
 
 
 class InferredLatent(NamedTuple):
@@ -335,30 +336,59 @@ def _laplace(noise: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class CategoricalLatentConfig(Settings):
-    num_categories: Annotated[int, (2, 65_536)] = 16
+    num_categories: Annotated[int, (2, MAX_CODES)] = 16
     """Z"""
     noise_std: Annotated[float, (1e-4, 1e3)] = 0.05
     """Standard deviation of the residual in each dimension of the state."""
     hidden: Annotated[int, WIDTH] = 64
 
     def build(self, state_dim: int, action_dim: int) -> CategoricalLatent:
-        return CategoricalLatent(self, state_dim, action_dim)
+        return CategoricalLatent(self, torch.eye(self.num_categories), state_dim, action_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedLatentConfig(Settings):
+    levels: Annotated[tuple[int, ...], (2, 64)] = (3, 3, 3)
+    """Values that each number of z can have, evenly from -1 to 1."""
+    noise_std: Annotated[float, (1e-4, 1e3)] = 0.05
+    """Standard deviation of the residual in each dimension of the state."""
+    hidden: Annotated[int, WIDTH] = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.levels or prod(self.levels) > MAX_CODES:
+            expected = f"one number or more, whose product is at most {MAX_CODES:,}"
+            raise BadSetting("levels", self.levels, expected)
+
+    def build(self, state_dim: int, action_dim: int) -> CategoricalLatent:
+        grid = torch.cartesian_prod(*(torch.linspace(-1, 1, count) for count in self.levels))
+        return CategoricalLatent(self, grid.view(-1, len(self.levels)), state_dim, action_dim)
 
 
 class CategoricalLatent(Latent):
-    """One of Z categories, one-hot. The posterior q is exact, by Bayes' rule: the next state is
-    predicted for every category, with normal noise of `noise_std`; straight-through gradients
-    (Bengio et al. 2013) left most categories alike. The prior p is the frequency of each category
+    """One of N codes: one-hot categories, or the points of a grid (those of finite scalar
+    quantization, Mentzer et al. 2024, to which a network's output is rounded there). The posterior
+    q is exact, by Bayes' rule: the next state is predicted for every code, with normal noise of
+    `noise_std`; straight-through gradients (Bengio et al. 2013) left most categories alike. The prior p is the frequency of each category
     in a state, so rare events stay rare (mixture density networks, Bishop 1994). R is the negative
     log-likelihood under the prior and lambda is `noise_std` squared, so q is the Gibbs distribution
     exp(-E / lambda) of the energy, and its minimum is found by enumeration."""
 
     noise_dim = 1
+    codes: Tensor  # [N, Z]
 
-    def __init__(self, config: CategoricalLatentConfig, state_dim: int, action_dim: int) -> None:
+    def __init__(
+        self,
+        config: CategoricalLatentConfig | QuantizedLatentConfig,
+        codes: Tensor,
+        state_dim: int,
+        action_dim: int,
+    ) -> None:
         super().__init__()
-        self.size, self.noise_std = config.num_categories, config.noise_std
-        self.prior_net = silu_mlp(state_dim + action_dim, config.hidden, config.num_categories)
+        count, self.size = codes.shape
+        self.noise_std = config.noise_std
+        self.prior_net = silu_mlp(state_dim + action_dim, config.hidden, count)
+        self.register_buffer("codes", codes, persistent=False)
 
     def posterior(
         self, state: Tensor, action: Tensor, next_state: Tensor, noise: Tensor, dynamics: Dynamics
@@ -368,7 +398,7 @@ class CategoricalLatent(Latent):
         with torch.no_grad():
             log_joint = p + self._log_likelihood(state, action, next_state, dynamics)
             q = log_joint.log_softmax(-1)
-            action_latent = torch.cat([action, _sample_one_hot(q.exp(), noise)], -1)
+            action_latent = self._with_code(action, _sample_index(q.exp(), noise))
         kl = (q.exp() * (q - p)).sum(-1).mean()
         return InferredLatent(action_latent, kl.detach(), kl)
 
@@ -380,42 +410,46 @@ class CategoricalLatent(Latent):
     def energies(
         self, state: Tensor, action: Tensor, next_state: Tensor, dynamics: Dynamics
     ) -> Tensor:
-        """E of every category, `[..., Z]`."""
+        """E of every code, `[..., N]`."""
         log_likelihood = self._log_likelihood(state, action, next_state, dynamics)
         return -(self.noise_std**2) * (self._log_prior(state, action) + log_likelihood)
 
     def _log_prior(self, state: Tensor, action: Tensor) -> Tensor:
-        """`[..., Z]`"""
+        """`[..., N]`"""
         return self.prior_net(torch.cat([state, action], -1)).log_softmax(-1)
 
     def _log_likelihood(
         self, state: Tensor, action: Tensor, next_state: Tensor, dynamics: Dynamics
     ) -> Tensor:
-        """Of the next state for each category, without the constant, `[..., Z]`."""
+        """Of the next state for each code, without the constant, `[..., N]`."""
         error = next_state[..., None, :] - self._predict_all(state, action, dynamics)
         return -error.square().sum(-1) / (2 * self.noise_std**2)
 
     def _predict_all(self, state: Tensor, action: Tensor, dynamics: Dynamics) -> Tensor:
-        """The next state predicted for each category, `[..., Z, D]`."""
-        count, batch = self.size, state.shape[:-1]
-        categories = torch.eye(count, dtype=action.dtype, device=action.device)
+        """The next state predicted for each code, `[..., N, D]`."""
+        (count, size), batch = self.codes.shape, state.shape[:-1]
         actions = action[..., None, :].expand(*batch, count, -1)
-        action_latent = torch.cat([actions, categories.expand(*batch, count, count)], -1)
+        codes = self.codes.to(action).expand(*batch, count, size)
+        action_latent = torch.cat([actions, codes], -1)
         states = state[..., None, :].expand(*batch, count, -1)
         next_states = dynamics(states.flatten(0, -2), action_latent.flatten(0, -2))
         return next_states.unflatten(0, (*batch, count))
 
     def sample(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
         p = self.prior_net(torch.cat([state, action], -1)).softmax(-1)
-        return torch.cat([action, _sample_one_hot(p, noise)], -1)
+        return self._with_code(action, _sample_index(p, noise))
 
     def mode(self, state: Tensor, action: Tensor) -> Tensor:
-        category = self.prior_net(torch.cat([state, action], -1)).argmax(-1)
-        return torch.cat([action, nn.functional.one_hot(category, self.size).to(action)], -1)
+        code = self.prior_net(torch.cat([state, action], -1)).argmax(-1)
+        return self._with_code(action, code)
+
+    def _with_code(self, action: Tensor, index: Tensor) -> Tensor:
+        """Actions `[..., A]` and codes by their index `[...]` -> `[..., A + Z]`."""
+        return torch.cat([action, self.codes.to(action)[index]], -1)
 
 
-def _sample_one_hot(probs: Tensor, noise: Tensor) -> Tensor:
-    """Probabilities `[..., Z]`, noise `[..., 1]` in [0, 1) -> the sampled category, one-hot."""
-    with torch.no_grad():
-        category = (probs.cumsum(-1)[..., :-1] <= noise).sum(-1)
-        return nn.functional.one_hot(category, probs.shape[-1]).to(probs)
+@torch.no_grad()
+def _sample_index(probs: Tensor, noise: Tensor) -> Tensor:
+    """Probabilities `[..., N]`, noise `[..., 1]` in [0, 1) -> the index of the sampled code,
+    `[...]`."""
+    return (probs.cumsum(-1)[..., :-1] <= noise).sum(-1)
