@@ -369,10 +369,11 @@ class CategoricalLatent(Latent):
     """One of N codes: one-hot categories, or the points of a grid (those of finite scalar
     quantization, Mentzer et al. 2024, to which a network's output is rounded there). The posterior
     q is exact, by Bayes' rule: the next state is predicted for every code, with normal noise of
-    `noise_std`; straight-through gradients (Bengio et al. 2013) left most categories alike. The prior p is the frequency of each category
-    in a state, so rare events stay rare (mixture density networks, Bishop 1994). R is the negative
-    log-likelihood under the prior and lambda is `noise_std` squared, so q is the Gibbs distribution
-    exp(-E / lambda) of the energy, and its minimum is found by enumeration."""
+    `noise_std`; straight-through gradients (Bengio et al. 2013) left most categories alike. The
+    prior p is the frequency of each code in a state, so rare events stay rare (mixture density
+    networks, Bishop 1994). R is the negative log-likelihood under the prior and lambda is
+    `noise_std` squared, so q is the Gibbs distribution exp(-E / lambda) of the energy, and its
+    minimum is found by enumeration."""
 
     noise_dim = 1
     codes: Tensor  # [N, Z]
