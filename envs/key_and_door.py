@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from . import base, draw
 from .rng import uniform
@@ -90,11 +89,11 @@ class KeyAndDoorVectorEnv(base.TorchVectorEnv[State]):
     """B agents in two rooms of 4 by 4 cells, with a locked door in the wall between them.
 
     Actions are one of 4: right, down, left, up by one cell. A step onto the key takes it, and the
-    agent with the key goes through the door. Observations [65] are one-hot: the agent's cell (36),
-    that of the key or that the agent has it (17), and the row of the door (4) and the row of the
-    goal (4) and its column (4). An episode ends at the goal, with the reward 1; all other rewards
-    are 0. Places are drawn anew for every episode. Dynamics tests: to the right "with" the key and
-    "without" it, at the door."""
+    agent with the key goes through the door. Observations [8] are the agent's cell, the key's at
+    the start, whether the agent has it, the row of the door, and the goal's cell, all from 0 to 1.
+    An episode ends at the goal, with the reward 1; all other rewards are 0. Places are drawn anew
+    for every episode. Dynamics tests: to the right "with" the key and "without" it, at the
+    door."""
 
     description = (
         "The agent (blue) needs the key (amber) to go through the door (brown) to the goal (green)."
@@ -106,9 +105,11 @@ class KeyAndDoorVectorEnv(base.TorchVectorEnv[State]):
     test_steps: ClassVar[int] = 2
 
     def __init__(self, num_envs: int = 1, **options: Any) -> None:
-        size = WIDTH * SIDE + SIDE * SIDE + 1 + 3 * SIDE
         super().__init__(
-            num_envs, spaces.Box(0, 1, (size,), np.float32), spaces.Discrete(len(MOVES)), **options
+            num_envs,
+            spaces.Box(0, 1, (len(self.factor_names),), np.float32),
+            spaces.Discrete(len(MOVES)),
+            **options,
         )
 
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
@@ -140,14 +141,7 @@ class KeyAndDoorVectorEnv(base.TorchVectorEnv[State]):
         return next_state(state, actions)
 
     def _observe(self, state: State) -> Tensor:
-        """[B, 65]"""
-        cell = state.position[:, 1] * WIDTH + state.position[:, 0]
-        key = torch.where(state.has_key, SIDE * SIDE, state.key[:, 1] * SIDE + state.key[:, 0])
-        numbers = (
-            (cell, WIDTH * SIDE), (key, SIDE * SIDE + 1), (state.door, SIDE),
-            (state.goal[:, 1], SIDE), (state.goal[:, 0] - SIDE - 1, SIDE),
-        )  # fmt: skip
-        return torch.cat([one_hot(*number) for number in numbers], -1).float()
+        return self._factors(state)
 
     def _success(self, state: State) -> Tensor:
         return state.success

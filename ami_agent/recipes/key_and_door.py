@@ -40,10 +40,10 @@ def key_and_door() -> Config:
         configurator=ConfiguratorConfig(critic=0.0),
         tasks={"reward": TaskSpec(drives={"reward": 1.0})},
         stages={
-            "collect": CollectBehaviour(num_envs=500, steps=61),
+            "collect": CollectBehaviour(num_envs=2000, steps=61),
             "train_jepa": TrainJEPA(
                 weights=replace(IDENTITY_WEIGHTS, interoception=1),
-                optim=OptimConfig(steps=1500, batch_size=256, lr=2e-3),
+                optim=OptimConfig(steps=2000, batch_size=256, lr=2e-3),
                 length=3,
             ),
             "train_values": TrainValue(
