@@ -7,6 +7,7 @@
     ami ablate benchmarks/objectives.py:stand_ins     # other losses against collapse
     ami ablate benchmarks/objectives.py:pretraining   # perception that was trained before
     ami ablate benchmarks/objectives.py:margins       # the losses of pairs of energies
+    ami ablate benchmarks/objectives.py:vicreg_paper  # its tables in small: VICReg, BYOL, SimSiam
 
 The results are those of Mode-2; no stage trains the policy of Mode-1.
 """
@@ -44,6 +45,17 @@ def with_weights(config: ami.Config, **weights: float) -> ami.Config:
     """The config with other loss weights."""
     changes = {f"stages.train_jepa.weights.{term}": weight for term, weight in weights.items()}
     return override(config, changes)
+
+
+def with_target_encoder(
+    config: ami.Config, target: components.EMATargetConfig | components.StopGradientTargetConfig
+) -> ami.Config:
+    """The config with a target encoder in the place of variance and covariance, and the loss of
+    BYOL and SimSiam."""
+    single = with_weights(
+        config, variance=0, covariance=0, temporal_similarity=0, prediction=0.1, byol=1
+    )
+    return override(single, {"stages.train_jepa.target_encoder": target})
 
 
 def collapse() -> Variants:
@@ -138,13 +150,6 @@ def stand_ins() -> Variants:
     also flows into the target."""
     base = collapse()["VICReg"]
     bare = with_weights(base, variance=0, covariance=0)
-
-    def with_target_encoder(
-        target: components.EMATargetConfig | components.StopGradientTargetConfig,
-    ) -> ami.Config:
-        single = with_weights(bare, temporal_similarity=0, prediction=0.1, byol=1)
-        return override(single, {"stages.train_jepa.target_encoder": target})
-
     return {
         "VICReg": base,
         "Barlow Twins": with_weights(bare, barlow_twins=8),
@@ -152,8 +157,10 @@ def stand_ins() -> Variants:
         "InfoNCE": with_weights(bare, info_nce=1),
         "margin": with_weights(bare, margin=16),
         "SwAV": with_weights(bare, prototypes=1),
-        "moving average (BYOL)": with_target_encoder(components.EMATargetConfig()),
-        "stopped gradient (SimSiam)": with_target_encoder(components.StopGradientTargetConfig()),
+        "moving average (BYOL)": with_target_encoder(base, components.EMATargetConfig()),
+        "stopped gradient (SimSiam)": with_target_encoder(
+            base, components.StopGradientTargetConfig()
+        ),
     }
 
 
@@ -184,4 +191,29 @@ def margins() -> Variants:
         "square-square": with_weights(bare, margin=16),
         "hinge": with_weights(bare, hinge=16),
         "square-exponential": with_weights(bare, square_exponential=16),
+    }
+
+
+def vicreg_paper() -> Variants:
+    """Do the ablations of VICReg's paper (Bardes et al. 2022) come out alike in small: VICReg
+    without its terms, and a variance term beside the target encoders of BYOL and SimSiam? Inverse
+    dynamics has no weight; a third of the episodes and of the critic's updates of `two-rooms`, and
+    half of the world model's."""
+    quick = {
+        "stages.collect.num_envs": 500,
+        "stages.train_jepa.optim.steps": 450,
+        "stages.train_goal_critic.optim.steps": 1300,
+    }
+    base = override(collapse()["VICReg"], quick)
+    byol = with_target_encoder(base, components.EMATargetConfig())
+    simsiam = with_target_encoder(base, components.StopGradientTargetConfig())
+    return {
+        "VICReg": base,
+        "VICReg, no variance": with_weights(base, variance=0),
+        "VICReg, no covariance": with_weights(base, covariance=0),
+        "VICReg, neither": with_weights(base, variance=0, covariance=0),
+        "BYOL": byol,
+        "BYOL and variance": with_weights(byol, variance=16),
+        "SimSiam": simsiam,
+        "SimSiam and variance": with_weights(simsiam, variance=16),
     }

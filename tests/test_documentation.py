@@ -120,7 +120,11 @@ def test_a_level_of_risk_is_shown_with_an_agent_that_has_a_latent_variable():
     assert names["task"].cvar_alpha == 0
 
 
-@pytest.mark.parametrize("page", [name for name, blocks in CODE.items() if blocks])
+@pytest.mark.parametrize(
+    "page",
+    # the exercises are run by test_representation_page.py
+    [name for name, blocks in CODE.items() if blocks and name != "docs/representation-learning.md"],
+)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     known, names = set(gymnasium.registry), {"__name__": "documentation"}

@@ -77,3 +77,26 @@ def test_the_variants_of_pretraining_differ_in_that_stage_alone(tmp_path):
     for name, config in found.items():
         check(config, tmp_path / name, 0, False)
         assert override(config, {"stages.pretrain": None}) == base
+
+
+def test_the_study_of_vicregs_paper_has_its_variants_each_different_in_the_objective(tmp_path):
+    found = load_configs(f"{FILE}:vicreg_paper")
+    base = next(iter(found.values()))
+    kinds = {}
+    for name, config in found.items():
+        check(config, tmp_path / name, 0, False)
+        stage = config.find(TrainJEPA)
+        assert override(config, {"stages.train_jepa": base.find(TrainJEPA)}) == base
+        target = type(stage.target_encoder).__name__.removesuffix("TargetConfig")
+        kinds[name] = (target, stage.weights.variance, stage.weights.covariance, stage.weights.byol)
+    assert kinds == {
+        "VICReg": ("Online", 16, 8, 0),
+        "VICReg, no variance": ("Online", 0, 8, 0),
+        "VICReg, no covariance": ("Online", 16, 0, 0),
+        "VICReg, neither": ("Online", 0, 0, 0),
+        "BYOL": ("EMA", 0, 0, 1),
+        "BYOL and variance": ("EMA", 16, 0, 1),
+        "SimSiam": ("StopGradient", 0, 0, 1),
+        "SimSiam and variance": ("StopGradient", 16, 0, 1),
+    }
+    assert len({str(to_json(config)) for config in found.values()}) == len(found)
