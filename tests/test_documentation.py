@@ -220,6 +220,7 @@ def test_every_link_leads_to_a_file_of_the_repository_and_to_a_heading_of_it(pag
 
 def links(text: str) -> Iterator[tuple[str, str, str]]:
     """Relative links as file, "#", heading."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)  # Python may look like a link
     for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
         yield link.partition("#")
 
