@@ -32,6 +32,7 @@ from modules.cost.goal_critic import (
     QuasimetricConfig,
 )
 from modules.cost.value_critics import ValueCriticsConfig
+from modules.memory.lasting import LastingMemoryConfig
 from modules.memory.short_term import AttentionMemoryConfig, GRUMemoryConfig
 from modules.nets import GlimpseConfig
 from modules.perception.image import (

@@ -31,6 +31,7 @@ from modules.configurator import TaskSpec
 from modules.cost.cost import Cost
 from modules.cost.drives import Drives, InteroceptiveCost
 from modules.cost.goal_critic import GoalCritic
+from modules.cost.remembered import remembered_cost
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import ReferenceObservations, ShortTermMemory
 from modules.nets import check_goal_dims
@@ -49,6 +50,8 @@ class MemoryConfig(Settings):
     """Short-term memory: what of the episode so far the state depends on."""
     num_reference_obs: Annotated[int, (0, 1_000_000)] = 0
     """Observations of all episodes that are kept to recognise imagined states by, K."""
+    lasting: components.LastingMemoryConfig | None = None
+    """Lasting memory: states of earlier episodes and the intrinsic cost that followed them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +334,12 @@ def _build(
             f"the environment's actions are {needed if sizes else 'numbers'}, but action_space is "
             f"{action_space}"
         )
+    lasting = config.memory.lasting
+    if lasting is not None and not config.cost.drives:
+        raise ConfigError(
+            "lasting memory holds the costs of drives, and there are none: memory.lasting must be "
+            "None"
+        )
     drives = Drives(config.cost.drives, spec.interoception)
     conditioned_on = len(config.configurator.conditioned_on)
 
@@ -357,8 +366,11 @@ def _build(
             interoceptive_cost,
             world_model.ensemble.disagreement,
             {
-                name: build_component(f"cost.intrinsic.{name}", settings)
-                for name, settings in config.cost.intrinsic.items()
+                **({} if lasting is None else {"remembered": remembered_cost}),
+                **{
+                    name: build_component(f"cost.intrinsic.{name}", settings)
+                    for name, settings in config.cost.intrinsic.items()
+                },
             },
         )
         steps = None
@@ -416,12 +428,16 @@ def _build(
         configurator=config.configurator.build(
             config.actor.planner, tuple(actors), tuple(spec.modalities), drives.names,
             interoceptive_cost.drives_with_critic,
-            {name: settings.weight for name, settings in config.cost.intrinsic.items()},
+            {
+                **({} if lasting is None else {"remembered": lasting.weight}),
+                **{name: settings.weight for name, settings in config.cost.intrinsic.items()},
+            },
         ),
         actors=actors,
         planner=planner,
         evaluator=evaluator,
         tasks=config.tasks,
+        lasting_memory=lasting,
     )  # fmt: skip
 
 

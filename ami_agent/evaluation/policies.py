@@ -104,11 +104,13 @@ def agent_policy_factory(
     task_tracker = TaskTracker(task_spec, goals)
 
     def make_policy(start: EpisodeStart, seed: int) -> ActFn:
+        if start.reset_mask is None:
+            controller.forget()  # these are other environments
         controller.reset(start.reset_mask)
         controller.set_task(task_tracker.task(start, mode), seed)
 
         def act_fn(obs: Observation) -> Tensor:
-            plan = controller.act(obs)
+            plan = controller.act(obs, start.env.interoception)
             on_plan(plan)
             return plan.action
 
