@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from math import isfinite, prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.adapters.tensors import Interface, to_array
 from ami_agent.argument_checks import check_count
+from ami_agent.storage import memory_files
 from modules.actor.auto_mode import PlanEnergyPredictor
 from modules.actor.planning import RolloutEvaluator
 from modules.actor.policy import Policy
@@ -25,7 +27,7 @@ from modules.actor.subgoals import Hierarchy
 from modules.by_hand.protocol import own_method
 from modules.configurator import Configurator, Task, TaskSpec
 from modules.cost.cost import Cost
-from modules.memory.lasting import LastingMemory, LastingMemoryConfig
+from modules.memory.lasting import LastingMemory, LastingMemoryConfig, Memories
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.replay_storage import can_store
 from modules.memory.short_term import (
@@ -291,11 +293,42 @@ class Controller:
         mask = None if envs is None else self._mask(envs)
         self.episode = self.episode._replace(lasting=self.episode.lasting.forget(mask))
 
+    def save_memory(self, folder: str | Path) -> None:
+        """Writes the lasting memory of the episodes that have ended into a folder, whole or not at
+        all: `controller.save_memory("runs/hidden-food/0/memory")`."""
+        self._blank_memories()
+        memories = self.episode.lasting.memories
+        if memories is None:
+            raise ConfigError("there is no lasting memory to save yet: no episode has begun")
+        memory_files.save(Path(folder), memories, self._encoder_fingerprint())
+
+    def load_memory(self, folder: str | Path) -> None:
+        """Replaces the lasting memory by a saved one; an episode begins. ConfigError unless that is
+        whole, of this run and of as many environments; the present memory then stays."""
+        any_batch = self.tensors and self.num_envs is None
+        blank, encoder = self._blank_memories(), self._encoder_fingerprint()
+        memories = memory_files.load(Path(folder), blank, encoder, any_batch)
+        self.episode = self.episode._replace(lasting=LastingMemory(memories))
+        self.reset()
+
+    def _blank_memories(self) -> Memories:
+        """Memories of the size that this controller has; ConfigError without lasting memory."""
+        agent, config = self.agent, self.agent.lasting_memory
+        if config is None:
+            raise ConfigError("this agent has no lasting memory: memory.lasting is None")
+        drives = agent.cost.interoceptive_cost.drives.names
+        states = torch.zeros(self.num_envs or 1, prod(agent.shape), device=agent.device)
+        return Memories.blank(config, states, len(drives))
+
+    def _encoder_fingerprint(self) -> str:
+        return memory_files.fingerprint(self.agent.perception, self.agent.short_term_memory)
+
     def act(self, obs: Any, interoception: Any = None) -> Plan:
         """The next observations of the episode, as `env.reset` or `env.step` returned them -> the
         plan whose first action should be executed; its `env_action` is what `env.step` takes.
-        `interoception`: the signals that came with them, as `perceive` takes them. ConfigError for observations that are not of the observation space or give no finite plan;
-        the controller is then as it was before."""
+        `interoception`: the signals that came with them, as `perceive` takes them. ConfigError for
+        observations that are not of the observation space or give no finite plan; the controller
+        is then as it was before."""
         before = self.episode
         try:
             state, context = self.perceive(obs, interoception)

@@ -21,7 +21,11 @@ from modules.actor.policy import (
     PolicyProposalConfig,
     StuckPerturbationConfig,
 )
-from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraphConfig
+from modules.actor.subgoals import (
+    ImaginedLandmarkGraphConfig,
+    LandmarkGraphConfig,
+    RememberedGoalConfig,
+)
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import IntrinsicCostConfig
 from modules.cost.goal_critic import (

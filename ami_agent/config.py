@@ -38,6 +38,8 @@ from modules.nets import check_goal_dims
 from modules.perception.image import Encoder
 from modules.types import HORIZON, ActorProtocol, BadSetting, ConfigError, QuasimetricFns, Settings
 
+REMEMBERED = "remembered"
+"""The cost that reads lasting memory."""
 LARGE_OBS = 10_000
 """Numbers of an observation from which on an agent's parameters are counted before they exist."""
 
@@ -91,6 +93,7 @@ class ActorConfig(Settings):
         components.LandmarkGraphConfig
         | components.ImaginedLandmarkGraphConfig
         | components.HierarchicalJEPAConfig
+        | components.RememberedGoalConfig
         | None
     ) = None
     """The levels above the planner, which give it subgoals."""
@@ -334,12 +337,8 @@ def _build(
             f"the environment's actions are {needed if sizes else 'numbers'}, but action_space is "
             f"{action_space}"
         )
+    _check_lasting_memory(config)
     lasting = config.memory.lasting
-    if lasting is not None and not config.cost.drives:
-        raise ConfigError(
-            "lasting memory holds the costs of drives, and there are none: memory.lasting must be "
-            "None"
-        )
     drives = Drives(config.cost.drives, spec.interoception)
     conditioned_on = len(config.configurator.conditioned_on)
 
@@ -366,7 +365,7 @@ def _build(
             interoceptive_cost,
             world_model.ensemble.disagreement,
             {
-                **({} if lasting is None else {"remembered": remembered_cost}),
+                **({} if lasting is None else {REMEMBERED: remembered_cost}),
                 **{
                     name: build_component(f"cost.intrinsic.{name}", settings)
                     for name, settings in config.cost.intrinsic.items()
@@ -429,7 +428,7 @@ def _build(
             config.actor.planner, tuple(actors), tuple(spec.modalities), drives.names,
             interoceptive_cost.drives_with_critic,
             {
-                **({} if lasting is None else {"remembered": lasting.weight}),
+                **({} if lasting is None else {REMEMBERED: lasting.weight}),
                 **{name: settings.weight for name, settings in config.cost.intrinsic.items()},
             },
         ),
@@ -439,6 +438,26 @@ def _build(
         tasks=config.tasks,
         lasting_memory=lasting,
     )  # fmt: skip
+
+
+def _check_lasting_memory(config: Config) -> None:
+    """Raises ConfigError where lasting memory has nothing to hold, or a level above has none."""
+    if config.memory.lasting is None:
+        if isinstance(config.actor.subgoals, components.RememberedGoalConfig):
+            raise ConfigError(
+                "actor.subgoals is RememberedGoal, which reads lasting memory: memory.lasting must "
+                "not be None"
+            )
+        return
+    if not config.cost.drives:
+        raise ConfigError(
+            "lasting memory holds the costs of drives, and there are none: memory.lasting must be "
+            "None"
+        )
+    if REMEMBERED in config.cost.intrinsic:
+        raise ConfigError(
+            f"a cost is called {REMEMBERED!r}, as that of lasting memory: give yours another name"
+        )
 
 
 def _check_goal_numbers(config: Config) -> None:

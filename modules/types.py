@@ -27,6 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+EXACT = "donot_use_mm_for_euclid_dist"
+"""The mode of `torch.cdist` without matrix products, whose rounding errors exceed small
+distances."""
+
 Observation: TypeAlias = Tensor | Mapping[str, Tensor]
 """One tensor `[B, *O]`, or one for each modality by name."""
 
@@ -243,14 +247,16 @@ class RememberedStates(NamedTuple):
     def energies(self, states: Tensor) -> Tensor:
         """States `[B, N, D]` -> `[B, N, M + 1]`: the cost of each remembered state and of the way
         to it; the last is 0, that of a state about which nothing is remembered."""
-        way = self.distance_cost[:, None, None] * torch.cdist(states, self.states)
+        # exact near 0, where the gradient of a matrix product would be that of rounding
+        distance = torch.cdist(states, self.states, compute_mode=EXACT)
+        way = self.distance_cost[:, None, None] * distance
         nothing = way.new_zeros(*way.shape[:2], 1)
         return torch.cat([way + self.costs[:, None], nothing], -1)
 
     def select(self, env_ids: Tensor) -> RememberedStates:
         """Those of some of the environments, `[N]` indices or a mask."""
-        parts = (part[env_ids] for part in (self.states, self.costs, self.distance_cost))
-        return RememberedStates(*parts, self.beta)
+        parts = ("states", "costs", "distance_cost")
+        return self._replace(**{name: getattr(self, name)[env_ids] for name in parts})
 
 
 class TaskContext(NamedTuple):
@@ -286,11 +292,11 @@ class TaskContext(NamedTuple):
     def select(self, env_ids: Tensor) -> TaskContext:
         """The context of some of the environments, `[N]` indices or a mask."""
         parts = ("goal", "task_vector", "episode_states", "step_scale", "upper_plans")
-        optional = {
-            "remembered": None if self.remembered is None else self.remembered.select(env_ids),
-            "has_goal": None if self.has_goal is None else self.has_goal[env_ids],
-        }
-        return self._replace(**{name: getattr(self, name)[env_ids] for name in parts}, **optional)
+        return self._replace(
+            **{name: getattr(self, name)[env_ids] for name in parts},
+            remembered=None if self.remembered is None else self.remembered.select(env_ids),
+            has_goal=None if self.has_goal is None else self.has_goal[env_ids],
+        )
 
 
 class Rollout(NamedTuple):

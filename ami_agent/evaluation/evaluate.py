@@ -119,7 +119,8 @@ def run_episodes(
             tracker.update(result)
         lacks_episodes = (episode < per_env - 1) | trackers[-1].running
         if progress is not None:
-            progress.advance(sum(tracker.results.length for tracker in trackers), lacks_episodes)
+            lengths = torch.stack([tracker.results.length for tracker in trackers])
+            progress.advance(lengths.sum(0), lacks_episodes)
         if not lacks_episodes.any():
             break
         if step == MAX_STEPS * per_env and not env.has_time_limit:

@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
-from modules.types import COUNT, FRACTION, WEIGHT, RememberedStates, Settings
+from modules.types import COUNT, EXACT, FRACTION, WEIGHT, RememberedStates, Settings
 
 MAX_STEPS = 1000
 """Most steps of an episode that are recorded; of a longer one the last."""
@@ -73,10 +73,10 @@ def write(
     followed it. `scale` `[B]`: the distance that a full action covers.
 
     A state that is remembered already moves to the new one, and so do its costs (Pritzel et al.
-    2017, equation 4). Else the new one takes an empty slot or that of least use, whose state becomes
-    part of a prototype."""
+    2017, equation 4). Else the new one takes an empty slot or that of least use, whose state
+    becomes part of a prototype."""
     rows = torch.arange(len(state), device=state.device)
-    distance = torch.cdist(state[:, None], memories.states)[:, 0]  # [B, M]
+    distance = torch.cdist(state[:, None], memories.states, compute_mode=EXACT)[:, 0]  # [B, M]
     near, slot = distance.masked_fill(memories.uses == 0, torch.inf).min(1)
     is_known = near <= config.same_within * scale
     slot = torch.where(is_known, slot, memories.uses.argmin(1))
@@ -101,7 +101,7 @@ def _consolidate(memories: Memories, slot: Tensor, is_forgotten: Tensor) -> Memo
         return memories
     rows = torch.arange(len(slot), device=slot.device)
     state, costs = memories.states[rows, slot], memories.costs[rows, slot]
-    distance = torch.cdist(state[:, None], memories.prototypes)[:, 0]
+    distance = torch.cdist(state[:, None], memories.prototypes, compute_mode=EXACT)[:, 0]
     index = distance.masked_fill(memories.counts == 0, -1.0).argmin(1)  # an empty one first
     count = memories.counts[rows, index] + is_forgotten
     rate = (is_forgotten / count.clamp_min(1))[:, None]
