@@ -224,7 +224,7 @@ class Controller:
 
     An agent with lasting memory also takes the interoceptive signals that came with an observation,
     `controller.act(obs, signals)`, that of the last step of an episode included; `reset` then keeps
-    what the episode taught, and `forget` empties that memory.
+    what came of the episode, and `forget` empties that memory.
     """
 
     def __init__(

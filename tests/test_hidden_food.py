@@ -1,4 +1,4 @@
-"""The world in which yesterday's episode says where today's food is."""
+"""The environment in which food lies where it lay in the episode before."""
 
 from __future__ import annotations
 

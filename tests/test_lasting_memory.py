@@ -258,7 +258,7 @@ def after_an_episode(agent, num_envs: int = 2):
     return controller
 
 
-def test_what_an_episode_taught_leads_in_the_next_one():
+def test_what_came_of_an_episode_leads_in_the_next_one():
     controller = after_an_episode(agent_of(small()))
     memories = controller.episode.lasting.memories
     assert memories.costs[:, :2, 0].tolist() == [[pytest.approx(-0.97), -1], [0, 0]]
