@@ -20,15 +20,16 @@ def foods(infos):
 def test_the_food_stays_at_its_site_for_a_lifetime_and_a_seed_begins_another():
     envs = HiddenFoodVectorEnv(200, max_episode_steps=4, later_episode_steps=3)
     _, infos = envs.reset(seed=0)
-    first, episodes = foods(infos), []
-    for _ in range(20):
-        *_, infos = envs.step(envs.behaviour_action())
-        episodes.append(infos["episode"].max())
+    first, ends = foods(infos), []
+    for step in range(1, 14):
+        *_, truncated, infos = envs.step(np.zeros((200, 2)))
+        ends += [step] if truncated.all() else []
         np.testing.assert_array_equal(foods(infos), first)
-    assert episodes[-1] == 4  # of 4, then of 3 steps, with a step between them
+    assert ends == [4, 8, 12]  # episodes of 4, then of 3 steps, with a step between them
+    assert (infos["episode"] == 3).all()
     _, infos = envs.reset()
     np.testing.assert_array_equal(foods(infos), first)
-    assert (infos["episode"] == 5).all()
+    assert (infos["episode"] == 4).all()
     _, infos = envs.reset(seed=1000)
     assert (foods(infos) != first).any(1).mean() > 0.7
     assert (infos["episode"] == 0).all()

@@ -200,6 +200,12 @@ def test_reading_counts_as_use_and_uses_fade():
     torch.testing.assert_close(memory.memories.uses[0], expected)
 
 
+def test_empty_slots_and_prototypes_attract_nothing():
+    memory = recorded([[-1]]).end_episodes(CONFIG)
+    remembered, _ = memory.read(CONFIG, torch.ones(1))
+    assert remembered.costs.tolist() == [[-1, *[torch.inf] * 4]]
+
+
 def test_a_context_of_some_environments_has_their_memories_alone():
     memory = RememberedStates(
         torch.arange(6.0).view(3, 2, 1), torch.zeros(3, 2), torch.ones(3), 1.0

@@ -133,7 +133,7 @@ def run_episodes(
             for number, tracker in enumerate(trackers):
                 tracker.running |= begins.bool() & (episode == number)
             start = policies.EpisodeStart(env, obs, result.info, begins.bool())
-            act_fn = make_policy(start, seed)
+            act_fn = make_policy(start, seed + step)  # else all episodes had the same random draws
     columns = zip(*(tracker.results for tracker in trackers), strict=True)
     return EpisodeResults(*(torch.stack(column, 1).flatten(0, 1) for column in columns))
 
