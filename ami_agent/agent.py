@@ -274,18 +274,22 @@ class Controller:
         self.seed = self.seed if seed is None else seed
         self.episode = self._planners_reset(context, memory, self.episode.lasting, num_resets)
 
-    def reset(self, done: Any = None) -> None:
+    def reset(self, done: Any = None, keep_plans: bool = False) -> None:
         """Begins an episode in all environments, or where `done` `[B]` is True: the short-term
         memory of those is emptied, lasting memory takes up what it held, and all plans are made
-        anew."""
+        anew. `keep_plans`: no plan is, and the last ones are the warm start of the next."""
         mask = None if done is None else self._mask(done)
         if mask is None or mask.any():
             before, config = self.episode, self.agent.lasting_memory
             lasting = before.lasting
             if config is not None:
                 lasting = lasting.end_episodes(config, mask)
+            memory = before.memory.reset(mask)
+            if keep_plans:
+                self.episode = before._replace(memory=memory, lasting=lasting)
+                return
             self.episode = self._planners_reset(
-                before.context, before.memory.reset(mask), lasting, before.num_resets + 1
+                before.context, memory, lasting, before.num_resets + 1
             )
 
     def forget(self, envs: Any = None) -> None:

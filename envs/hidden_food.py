@@ -17,9 +17,10 @@ from .geometry import direction, rotate, shrink_to_disk
 from .rng import between, integers, splitmix64, uniform, von_mises
 
 STEP = 0.05  # how far a full action moves the agent
-CENTRE = 0.5  # x and y of every start
+CENTRE = 0.5  # x and y of the middle of all starts
+START_OFFSET = 0.03  # at most, from the centre along each axis
 SITE_RADIUS = 0.4  # from the centre to the sites, which lie on a circle
-MOUTH = 0.08  # from which distance the agent eats
+MOUTH = 0.09  # from which distance the agent eats
 MAX_SITES = 12  # further apart than twice the mouth
 
 KAPPA = 5.0  # of the heading's noise
@@ -69,12 +70,12 @@ class HiddenFoodVectorEnv(base.TorchVectorEnv[State]):
 
     A lifetime is a sequence of episodes with the food at the same site. A reset with a seed begins
     a lifetime and draws the site; a reset without one, and what follows the end of an episode,
-    begins the next episode of the same lifetime. Every episode begins in the centre; the first of
+    begins the next episode of the same lifetime. Every episode begins near the centre; the first of
     a lifetime lasts long enough to visit all sites, the later ones `later_episode_steps`, enough
     for one site.
 
     Observed is the agent's x and y alone. The action [2], shortened to length 1, moves the agent by
-    0.05. Within 0.08 of the food the agent eats it, which ends the episode: the reward and
+    0.05. Within 0.09 of the food the agent eats it, which ends the episode: the reward and
     `info["interoception"]` [1], the meal, are 1 then, else 0. Dynamics tests: full steps to the
     right at the "border", and in the "open"."""
 
@@ -82,7 +83,7 @@ class HiddenFoodVectorEnv(base.TorchVectorEnv[State]):
         "The agent (blue) looks for food (green) at one of several sites (grey) and can't see it. "
         "The food lies where it lay in the episode before."
     )
-    max_episode_steps = 250
+    max_episode_steps = 300
     factor_names: ClassVar[tuple[str, ...]] = ("body x", "body y", "food x", "food y")
     interoception_names: ClassVar[tuple[str, ...]] = ("meal",)
 
@@ -91,7 +92,7 @@ class HiddenFoodVectorEnv(base.TorchVectorEnv[State]):
         num_envs: int = 1,
         *,
         num_sites: int = 8,
-        later_episode_steps: int = 12,
+        later_episode_steps: int = 10,
         **options: Any,
     ) -> None:
         """`max_episode_steps` is the limit of the first episode of a lifetime."""
@@ -123,8 +124,8 @@ class HiddenFoodVectorEnv(base.TorchVectorEnv[State]):
         return np.where(first, self.max_episode_steps, self.later_episode_steps)
 
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
-        u, behaviour_keys = uniform(splitmix64(keys ^ 4), 1)
-        position = torch.full((len(keys), 2), CENTRE, device=keys.device)
+        u, behaviour_keys = uniform(splitmix64(keys ^ 4), 3)
+        position = CENTRE + START_OFFSET * (2 * u[:, 1:] - 1)
         food = sites(self.num_sites, keys.device)[(self.num_sites * u[:, 0]).long()]
         if options.get("factors") is not None:
             factors = self._read_factors("factors", options["factors"], len(keys))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from envs.hidden_food import CENTRE, HiddenFoodVectorEnv, sites
+from envs.hidden_food import CENTRE, START_OFFSET, HiddenFoodVectorEnv, sites
 
 SITES = 8
 
@@ -67,30 +67,38 @@ def test_observations_say_nothing_about_the_food():
 
 def test_the_agent_eats_within_the_mouth_and_that_ends_the_episode():
     envs = HiddenFoodVectorEnv(2)
-    at = [
-        [0.5, 0.5, 0.5 + 0.129, 0.5],
-        [0.5, 0.5, 0.5 + 0.131, 0.5],
-    ]  # a step is 0.05, a mouth 0.08
+    step_and_mouth = 0.05 + 0.09
+    at = [[0.5, 0.5, 0.5 + step_and_mouth + excess, 0.5] for excess in (-0.001, 0.001)]
     envs.reset(options={"factors": at})
     _, reward, terminated, _, infos = envs.step(np.array([[1.0, 0.0]] * 2))
     assert reward.tolist() == infos["interoception"][:, 0].tolist() == [1, 0]
     assert terminated.tolist() == infos["success"].tolist() == [True, False]
     _, reward, terminated, _, infos = envs.step(np.array([[0.0, 0.0]] * 2))
     assert reward.tolist() == [0, 0]
-    np.testing.assert_array_equal(infos["factors"][0, :2], [CENTRE, CENTRE])  # the next episode
+    assert np.abs(infos["factors"][0, :2] - CENTRE).max() <= START_OFFSET  # the next episode
+
+
+def test_episodes_begin_near_the_centre_and_not_at_the_same_place():
+    _, infos = HiddenFoodVectorEnv(1000).reset(seed=0)
+    offset = infos["factors"][:, :2] - CENTRE
+    assert np.abs(offset).max() <= START_OFFSET + 1e-6
+    np.testing.assert_allclose(offset.mean(0), 0, atol=0.002)
+    np.testing.assert_allclose(offset.std(0), START_OFFSET / 3**0.5, rtol=0.1)
 
 
 def test_a_later_episode_is_long_enough_for_the_oracle_and_too_short_for_three_sites():
     envs = HiddenFoodVectorEnv(64)
     envs.reset(seed=0)
-    for episode in range(3):
-        for step in range(1, 8):
-            _, _, terminated, *_ = envs.step(envs.expert_action())
-            assert terminated.all() == (step == 7), (episode, step)  # 0.4 less 0.08, by 0.05
-        envs.step(np.zeros((64, 2)))
+    way = np.hypot(*(envs.state.position - envs.state.food).numpy().T) - 0.09
+    ended = np.full(64, np.nan)
+    for step in range(1, envs.later_episode_steps + 1):
+        _, _, terminated, *_ = envs.step(envs.expert_action())
+        ended[terminated & np.isnan(ended)] = step
+    np.testing.assert_array_equal(ended, np.ceil(way / 0.05))
     places = sites(SITES, torch.device("cpu"))
-    gap = float((places[0] - places[1]).norm()) - 2 * 0.08
-    assert (0.4 - 0.08 + 2 * gap) / 0.05 > envs.later_episode_steps
+    gap = float((places[0] - places[1]).norm()) - 2 * 0.09
+    nearest = 0.4 - START_OFFSET * 2**0.5 - 0.09
+    assert (nearest + 2 * gap) / 0.05 > envs.later_episode_steps
 
 
 def test_gymnasium_accepts_it():

@@ -132,8 +132,8 @@ def run_episodes(
             episode = episode + begins
             for number, tracker in enumerate(trackers):
                 tracker.running |= begins.bool() & (episode == number)
-            start = policies.EpisodeStart(env, obs, result.info, begins.bool())
-            act_fn = make_policy(start, seed + step)  # else all episodes had the same random draws
+            start = policies.EpisodeStart(env, obs, result.info, begins.bool(), same_task=True)
+            act_fn = make_policy(start, seed + step)
     columns = zip(*(tracker.results for tracker in trackers), strict=True)
     return EpisodeResults(*(torch.stack(column, 1).flatten(0, 1) for column in columns))
 

@@ -27,14 +27,15 @@ def hidden_food() -> Config:
         eval_env=env,
         action_space=BallActions(),
         perception=MultiModalEncoderConfig(vector_dim=0),
-        memory=MemoryConfig(lasting=LastingMemoryConfig(weight=50.0)),
+        memory=MemoryConfig(lasting=LastingMemoryConfig(weight=200.0)),
         world_model=WorldModelConfig(
             dynamics=MLPDynamicsConfig(hidden=64),
             interoception_head=InteroceptionHeadConfig(),
         ),
         cost=CostConfig(drives=("taste",), goal_critic=None),
         actor=ActorConfig(
-            planner=GradientPlannerConfig(horizon=10, iterations=12), policy_proposal=None
+            planner=GradientPlannerConfig(iterations=16, warm_iterations=8, lr=0.1),
+            policy_proposal=None,
         ),
         configurator=ConfiguratorConfig(critic=0.0),
         tasks={

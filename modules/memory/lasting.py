@@ -29,8 +29,9 @@ class LastingMemoryConfig(Settings):
     """Means of forgotten states; 0: they are lost."""
     discount: Annotated[float, FRACTION] = 0.97
     """gamma of the cost that followed a state."""
-    rate: Annotated[float, FRACTION] = 0.5
-    """How far a remembered state and its cost move to those of a new visit."""
+    rate: Annotated[float, FRACTION] = 0.1
+    """How far a remembered state and its costs move to those of a worse visit; a better one takes
+    their place."""
     same_within: Annotated[float, WEIGHT] = 0.25
     """Steps within which two states share a slot."""
     use_decay: Annotated[float, FRACTION] = 0.99
@@ -72,8 +73,9 @@ def write(
     """The memories of B environments with one more state `[B, D]` each, and the costs `[B, W]` that
     followed it. `scale` `[B]`: the distance that a full action covers.
 
-    A state that is remembered already moves to the new one, and so do its costs (Pritzel et al.
-    2017, equation 4). Else the new one takes an empty slot or that of least use, whose state
+    A state that is remembered already takes the new costs at once if their sum is lower (Blundell
+    et al. 2016, equation 1), and else moves to them by `rate` (Pritzel et al. 2017, equation 4),
+    each with its place. A state that is not takes an empty slot or that of least use, whose state
     becomes part of a prototype."""
     rows = torch.arange(len(state), device=state.device)
     distance = torch.cdist(state[:, None], memories.states, compute_mode=EXACT)[:, 0]  # [B, M]
@@ -81,8 +83,9 @@ def write(
     is_known = near <= config.same_within * scale
     slot = torch.where(is_known, slot, memories.uses.argmin(1))
     memories = _consolidate(memories, slot, ~is_known & (memories.uses[rows, slot] > 0))
-    rate = torch.where(is_known, config.rate, 1.0)[:, None]
     old_state, old_costs = memories.states[rows, slot], memories.costs[rows, slot]
+    is_worse = is_known & (costs.sum(-1) >= old_costs.sum(-1))
+    rate = torch.where(is_worse, config.rate, 1.0)[:, None]
     new = {
         "states": torch.lerp(old_state, state, rate),
         "costs": torch.lerp(old_costs, costs, rate),
