@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from math import isfinite, prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.adapters.tensors import Interface, to_array
 from ami_agent.argument_checks import check_count
+from ami_agent.storage import memory_files
 from modules.actor.auto_mode import PlanEnergyPredictor
 from modules.actor.planning import RolloutEvaluator
 from modules.actor.policy import Policy
@@ -25,6 +27,7 @@ from modules.actor.subgoals import Hierarchy
 from modules.by_hand.protocol import own_method
 from modules.configurator import Configurator, Task, TaskSpec
 from modules.cost.cost import Cost
+from modules.memory.lasting import LastingMemory, LastingMemoryConfig, Memories
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.replay_storage import can_store
 from modules.memory.short_term import (
@@ -67,6 +70,7 @@ class Agent(nn.Module):
         planner: PlannerProtocol,
         evaluator: RolloutEvaluator,
         tasks: Mapping[str, TaskSpec],
+        lasting_memory: LastingMemoryConfig | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -76,6 +80,7 @@ class Agent(nn.Module):
         self.subgoals, self.replay_buffer = subgoals, replay_buffer
         self.configurator, self.actors, self.tasks = configurator, actors, tasks
         self.planner, self.evaluator = planner, evaluator
+        self.lasting_memory = lasting_memory
         self.shape: tuple[int, int, int] = perception.shape  # type: ignore[assignment]
 
     def controller(
@@ -201,6 +206,7 @@ class EpisodeState(NamedTuple):
 
     context: TaskContext | None  # None before a task is set
     memory: EpisodeMemory
+    lasting: LastingMemory  # what outlives the episodes
     subgoals: Any  # what the levels above carry from step to step
     actors: Mapping[str, Any]  # what each actor carries, by mode
     noise_rng: torch.Generator  # of the sampled futures
@@ -215,6 +221,10 @@ class Controller:
         controller = agent.controller(num_envs=2, task=ami.Task(goal=info["goal"]))
         plan = controller.act(obs)  # plan.env_action is what env.step takes
         controller.reset(done)  # before the first observation of new episodes is acted on
+
+    An agent with lasting memory also takes the interoceptive signals that came with an observation,
+    `controller.act(obs, signals)`, that of the last step of an episode included; `reset` then keeps
+    what came of the episode, and `forget` empties that memory.
     """
 
     def __init__(
@@ -234,7 +244,7 @@ class Controller:
             check_count("num_envs", num_envs, 1)
         check_count("seed", seed, 0)
         self.agent, self.num_envs, self.seed, self.tensors = agent, num_envs, seed, tensors
-        self.episode = self._planners_reset(None, EpisodeMemory(), num_resets=0)
+        self.episode = self._planners_reset(None, EpisodeMemory(), LastingMemory(), num_resets=0)
         if task is not None:
             self.set_task(task)
 
@@ -262,26 +272,70 @@ class Controller:
             memory = memory.reset()  # its states were encoded with other modality weights
         num_resets = self.episode.num_resets if seed is None else 0
         self.seed = self.seed if seed is None else seed
-        self.episode = self._planners_reset(context, memory, num_resets)
+        self.episode = self._planners_reset(context, memory, self.episode.lasting, num_resets)
 
-    def reset(self, done: Any = None) -> None:
+    def reset(self, done: Any = None, keep_plans: bool = False) -> None:
         """Begins an episode in all environments, or where `done` `[B]` is True: the short-term
-        memory of those is emptied, and all plans are made anew."""
+        memory of those is emptied, lasting memory takes up what it held, and all plans are made
+        anew. `keep_plans`: no plan is, and the last ones are the warm start of the next."""
         mask = None if done is None else self._mask(done)
         if mask is None or mask.any():
-            before = self.episode
+            before, config = self.episode, self.agent.lasting_memory
+            lasting = before.lasting
+            if config is not None:
+                lasting = lasting.end_episodes(config, mask)
+            memory = before.memory.reset(mask)
+            if keep_plans:
+                self.episode = before._replace(memory=memory, lasting=lasting)
+                return
             self.episode = self._planners_reset(
-                before.context, before.memory.reset(mask), before.num_resets + 1
+                before.context, memory, lasting, before.num_resets + 1
             )
 
-    def act(self, obs: Any) -> Plan:
+    def forget(self, envs: Any = None) -> None:
+        """Empties the lasting memory of all environments, or where `envs` `[B]` is True."""
+        mask = None if envs is None else self._mask(envs)
+        self.episode = self.episode._replace(lasting=self.episode.lasting.forget(mask))
+
+    def save_memory(self, folder: str | Path) -> None:
+        """Writes the lasting memory of the episodes that have ended into a folder, whole or not at
+        all: `controller.save_memory("runs/hidden-food/0/memory")`."""
+        self._blank_memories()
+        memories = self.episode.lasting.memories
+        if memories is None:
+            raise ConfigError("there is no lasting memory to save yet: no episode has begun")
+        memory_files.save(Path(folder), memories, self._encoder_fingerprint())
+
+    def load_memory(self, folder: str | Path) -> None:
+        """Replaces the lasting memory by a saved one; an episode begins. ConfigError unless that is
+        whole, of this run and of as many environments; the present memory then stays."""
+        any_batch = self.tensors and self.num_envs is None
+        blank, encoder = self._blank_memories(), self._encoder_fingerprint()
+        memories = memory_files.load(Path(folder), blank, encoder, any_batch)
+        self.episode = self.episode._replace(lasting=LastingMemory(memories))
+        self.reset()
+
+    def _blank_memories(self) -> Memories:
+        """Memories of the size that this controller has; ConfigError without lasting memory."""
+        agent, config = self.agent, self.agent.lasting_memory
+        if config is None:
+            raise ConfigError("this agent has no lasting memory: memory.lasting is None")
+        drives = agent.cost.interoceptive_cost.drives.names
+        states = torch.zeros(self.num_envs or 1, prod(agent.shape), device=agent.device)
+        return Memories.blank(config, states, len(drives))
+
+    def _encoder_fingerprint(self) -> str:
+        return memory_files.fingerprint(self.agent.perception, self.agent.short_term_memory)
+
+    def act(self, obs: Any, interoception: Any = None) -> Plan:
         """The next observations of the episode, as `env.reset` or `env.step` returned them -> the
         plan whose first action should be executed; its `env_action` is what `env.step` takes.
-        ConfigError for observations that are not of the observation space or give no finite plan;
-        the controller is then as it was before."""
+        `interoception`: the signals that came with them, as `perceive` takes them. ConfigError for
+        observations that are not of the observation space or give no finite plan; the controller
+        is then as it was before."""
         before = self.episode
         try:
-            state, context = self.perceive(obs)
+            state, context = self.perceive(obs, interoception)
             plan = self.plan(state, context)
             self._check_finite(state, context, plan)
         except BaseException:
@@ -294,18 +348,29 @@ class Controller:
         return plan._replace(env_action=env_action)
 
     @torch.no_grad()
-    def perceive(self, obs: Any) -> tuple[Tensor, TaskContext]:
+    def perceive(self, obs: Any, interoception: Any = None) -> tuple[Tensor, TaskContext]:
         """The first half of `act`: observation -> perception -> short-term memory -> state
-        `[B, D]`; and the context of this step, with the subgoal as its goal."""
+        `[B, D]`; and the context of this step, with the subgoal as its goal. `interoception`
+        `[B, I]`: the signals that came with the observation, in the order of the agent's spec,
+        whose costs lasting memory takes up; None: none came, as at the start of an episode."""
         agent, episode, task = self.agent, self.episode, self.context
         features = agent.perception(self._read(obs), task.modality_weights)
         keep = MAX_STATES if task.weights.get("boredom") else 1
         state, memory = episode.memory.update(agent.short_term_memory, features, keep)
         context, noise_rng = self._context_of_step(state, memory)
-        subgoals = episode.subgoals
+        lasting, subgoals = episode.lasting, episode.subgoals
+        if agent.lasting_memory is not None:
+            lasting = lasting.record(
+                agent.lasting_memory, state, self._drive_costs(interoception, state),
+                context.step_scale,
+            )  # fmt: skip
+            remembered, lasting = lasting.read(agent.lasting_memory, self._drive_weights(state))
+            context = context._replace(remembered=remembered)
         if agent.subgoals is not None:
             context, subgoals = agent.subgoals(state, context, subgoals)
-        self.episode = episode._replace(memory=memory, subgoals=subgoals, noise_rng=noise_rng)
+        self.episode = episode._replace(
+            memory=memory, lasting=lasting, subgoals=subgoals, noise_rng=noise_rng
+        )
         return state, context
 
     @torch.no_grad()
@@ -328,23 +393,48 @@ class Controller:
         if len(context.goal) != len(state):
             context = context.select(torch.zeros(len(state), dtype=torch.long, device=state.device))
         if context.weights.get("boredom"):
-            context = context._replace(
-                episode_states=memory.episode_states(),
-                step_scale=agent.world_model.step_scale(state),
-            )
+            context = context._replace(episode_states=memory.episode_states())
+        if context.weights.get("boredom") or agent.lasting_memory is not None:
+            context = context._replace(step_scale=agent.world_model.step_scale(state))
         if context.mode != "react":  # Mode-1 imagines nothing
             noise_rng = noise_rng.clone_state()
             context = agent.evaluator.with_noise(context, noise_rng)
         return context, noise_rng
 
+    def _drive_costs(self, interoception: Any, state: Tensor) -> Tensor:
+        """Signals `[B, I]`, or `[I]` of a single environment -> the cost of each drive, `[B, W]`; 0
+        where there are none."""
+        drives, names = self.agent.cost.interoceptive_cost.drives, self.agent.spec.interoception
+        if interoception is None:
+            return state.new_zeros(len(state), len(drives.names))
+        shape = [len(state), len(names)]
+        try:
+            signals = torch.as_tensor(to_array(interoception), dtype=state.dtype)
+        except (TypeError, ValueError, RuntimeError):
+            signals = torch.zeros(0)
+        signals = signals[None] if self.num_envs is None and signals.ndim == 1 else signals
+        if list(signals.shape) != shape or not signals.isfinite().all():
+            raise ConfigError(
+                f"the interoception must be finite numbers of shape {shape}: "
+                f"{', '.join(names)} of each environment"
+            )
+        return drives(signals.to(state.device))
+
+    def _drive_weights(self, like: Tensor) -> Tensor:
+        """The weight of each drive in this task, `[W]`."""
+        names = self.agent.cost.interoceptive_cost.drives.names
+        return like.new_tensor([self.context.weights.get(name, 0.0) for name in names])
+
     def _planners_reset(
-        self, context: TaskContext | None, memory: EpisodeMemory, num_resets: int
-    ) -> EpisodeState:
+        self, context: TaskContext | None, memory: EpisodeMemory, lasting: LastingMemory,
+        num_resets: int,
+    ) -> EpisodeState:  # fmt: skip
         """The state in which all plans are made anew, with other random streams at each reset."""
         agent, seed = self.agent, self.seed + num_resets
         return EpisodeState(
             context=context,
             memory=memory,
+            lasting=lasting,
             subgoals=None if agent.subgoals is None else agent.subgoals.initial_carry(seed),
             actors={mode: actor.initial_carry(seed) for mode, actor in agent.actors.items()},
             noise_rng=torch.Generator().manual_seed(seed),

@@ -21,7 +21,11 @@ from modules.actor.policy import (
     PolicyProposalConfig,
     StuckPerturbationConfig,
 )
-from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraphConfig
+from modules.actor.subgoals import (
+    ImaginedLandmarkGraphConfig,
+    LandmarkGraphConfig,
+    RememberedGoalConfig,
+)
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import IntrinsicCostConfig
 from modules.cost.goal_critic import (
@@ -32,6 +36,7 @@ from modules.cost.goal_critic import (
     QuasimetricConfig,
 )
 from modules.cost.value_critics import ValueCriticsConfig
+from modules.memory.lasting import LastingMemoryConfig
 from modules.memory.short_term import AttentionMemoryConfig, GRUMemoryConfig
 from modules.nets import GlimpseConfig
 from modules.perception.image import (

@@ -31,12 +31,15 @@ from modules.configurator import TaskSpec
 from modules.cost.cost import Cost
 from modules.cost.drives import Drives, InteroceptiveCost
 from modules.cost.goal_critic import GoalCritic
+from modules.cost.remembered import remembered_cost
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import ReferenceObservations, ShortTermMemory
 from modules.nets import check_goal_dims
 from modules.perception.image import Encoder
 from modules.types import HORIZON, ActorProtocol, BadSetting, ConfigError, QuasimetricFns, Settings
 
+REMEMBERED = "remembered"
+"""The cost that reads lasting memory."""
 LARGE_OBS = 10_000
 """Numbers of an observation from which on an agent's parameters are counted before they exist."""
 
@@ -49,6 +52,8 @@ class MemoryConfig(Settings):
     """Short-term memory: what of the episode so far the state depends on."""
     num_reference_obs: Annotated[int, (0, 1_000_000)] = 0
     """Observations of all episodes that are kept to recognise imagined states by, K."""
+    lasting: components.LastingMemoryConfig | None = None
+    """Lasting memory: states of earlier episodes and the intrinsic cost that followed them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +93,7 @@ class ActorConfig(Settings):
         components.LandmarkGraphConfig
         | components.ImaginedLandmarkGraphConfig
         | components.HierarchicalJEPAConfig
+        | components.RememberedGoalConfig
         | None
     ) = None
     """The levels above the planner, which give it subgoals."""
@@ -331,6 +337,8 @@ def _build(
             f"the environment's actions are {needed if sizes else 'numbers'}, but action_space is "
             f"{action_space}"
         )
+    _check_lasting_memory(config)
+    lasting = config.memory.lasting
     drives = Drives(config.cost.drives, spec.interoception)
     conditioned_on = len(config.configurator.conditioned_on)
 
@@ -357,8 +365,11 @@ def _build(
             interoceptive_cost,
             world_model.ensemble.disagreement,
             {
-                name: build_component(f"cost.intrinsic.{name}", settings)
-                for name, settings in config.cost.intrinsic.items()
+                **({} if lasting is None else {REMEMBERED: remembered_cost}),
+                **{
+                    name: build_component(f"cost.intrinsic.{name}", settings)
+                    for name, settings in config.cost.intrinsic.items()
+                },
             },
         )
         steps = None
@@ -416,13 +427,37 @@ def _build(
         configurator=config.configurator.build(
             config.actor.planner, tuple(actors), tuple(spec.modalities), drives.names,
             interoceptive_cost.drives_with_critic,
-            {name: settings.weight for name, settings in config.cost.intrinsic.items()},
+            {
+                **({} if lasting is None else {REMEMBERED: lasting.weight}),
+                **{name: settings.weight for name, settings in config.cost.intrinsic.items()},
+            },
         ),
         actors=actors,
         planner=planner,
         evaluator=evaluator,
         tasks=config.tasks,
+        lasting_memory=lasting,
     )  # fmt: skip
+
+
+def _check_lasting_memory(config: Config) -> None:
+    """Raises ConfigError where lasting memory has nothing to hold, or a level above has none."""
+    if config.memory.lasting is None:
+        if isinstance(config.actor.subgoals, components.RememberedGoalConfig):
+            raise ConfigError(
+                "actor.subgoals is RememberedGoal, which reads lasting memory: memory.lasting must "
+                "not be None"
+            )
+        return
+    if not config.cost.drives:
+        raise ConfigError(
+            "lasting memory holds the costs of drives, and there are none: memory.lasting must be "
+            "None"
+        )
+    if REMEMBERED in config.cost.intrinsic:
+        raise ConfigError(
+            f"a cost is called {REMEMBERED!r}, as that of lasting memory: give yours another name"
+        )
 
 
 def _check_goal_numbers(config: Config) -> None:

@@ -9,6 +9,7 @@ ENVS = {
     "ami/CueCorridor-v0": "envs.cue_corridor:CueCorridor",
     "ami/Forage-v0": "envs.forage:Forage",
     "ami/KeyAndDoor-v0": "envs.key_and_door:KeyAndDoor",
+    "ami/HiddenFood-v0": "envs.hidden_food:HiddenFood",
     "ami/Maze-v0": "envs.maze:Maze",
     "ami/WindyRooms-v0": "envs.windy_rooms:WindyRooms",
     "ami/PointMaze-v0": "envs.point_maze:PointMaze",

@@ -189,6 +189,10 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         """[B] bool, on the host: which episodes have ended before their last step."""
         return np.zeros(self.num_envs, dtype=bool)
 
+    def _time_limit(self, state: S) -> int | np.ndarray:
+        """The steps after which episodes are truncated, of all or [B], on the host."""
+        return self.max_episode_steps
+
     @abstractmethod
     def _expert(self, state: S) -> Tensor:
         """Actions [B, A] of a policy that knows the true state and the dynamics."""
@@ -236,7 +240,7 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
 
     def step(self, actions: Array) -> StepResult:
         """Actions [B, A]. Where an episode was done, the action is ignored and a new one begins."""
-        done = self._was_terminated | (self._steps >= self.max_episode_steps)
+        done = self._was_terminated | (self._steps >= self._time_limit(self.state))
         checked = self._check_actions(actions, done)
         state, begins = self._step_state(self.state, checked), self._to_device(done)
         if done.any():
@@ -245,7 +249,7 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         self._steps = np.where(done, 0, self._steps + 1)
         self._was_terminated = self._terminated(state) & ~done
         reward = torch.where(begins, 0.0, self._reward(state))
-        ends = self._was_terminated, self._steps >= self.max_episode_steps
+        ends = self._was_terminated, self._steps >= self._time_limit(state)
         returned = self._observe(state), reward, *map(self._to_device, ends)
         obs, reward, terminated, truncated = map(self._to_output, returned)
         return obs, reward, terminated, truncated, self._infos()

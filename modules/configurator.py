@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from modules.types import (
+    COUNT,
     FRACTION,
     GOAL_COSTS,
     HORIZON,
@@ -92,6 +93,9 @@ class TaskSpec(Settings):
     members: tuple[str, ...] = ()
     """Names of the tasks that stand for this one in an evaluation, which takes as many episodes of
     each and reports their success apart; none: the task itself."""
+    episodes_per_lifetime: Annotated[int, COUNT] = 1
+    """Consecutive episodes that an evaluation takes in each environment. Only the first begins with
+    a seed, and lasting memory stays."""
 
     def to_task(self, goal: Observation | None, mode: str) -> Task:
         """The task with this goal, for an actor of this mode."""

@@ -27,6 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+EXACT = "donot_use_mm_for_euclid_dist"
+"""The mode of `torch.cdist` without matrix products, whose rounding errors exceed small
+distances."""
+
 Observation: TypeAlias = Tensor | Mapping[str, Tensor]
 """One tensor `[B, *O]`, or one for each modality by name."""
 
@@ -231,6 +235,30 @@ class Trajectory(NamedTuple):
         return (steps - 1) % self.num_valid.to(steps.device) + 1
 
 
+class RememberedStates(NamedTuple):
+    """States of earlier episodes and the intrinsic cost that followed each, as lasting memory holds
+    them for costs and subgoals."""
+
+    states: Tensor  # [B, M, D]
+    costs: Tensor  # [B, M]: infinite where a slot is empty
+    distance_cost: Tensor  # [B]: the cost of a unit of distance in representation space
+    beta: float  # inverse temperature of the attention over the states
+
+    def energies(self, states: Tensor) -> Tensor:
+        """States `[B, N, D]` -> `[B, N, M + 1]`: the cost of each remembered state and of the way
+        to it; the last is 0, that of a state about which nothing is remembered."""
+        # exact near 0, where the gradient of a matrix product would be that of rounding
+        distance = torch.cdist(states, self.states, compute_mode=EXACT)
+        way = self.distance_cost[:, None, None] * distance
+        nothing = way.new_zeros(*way.shape[:2], 1)
+        return torch.cat([way + self.costs[:, None], nothing], -1)
+
+    def select(self, env_ids: Tensor) -> RememberedStates:
+        """Those of some of the environments, `[N]` indices or a mask."""
+        parts = ("states", "costs", "distance_cost")
+        return self._replace(**{name: getattr(self, name)[env_ids] for name in parts})
+
+
 class TaskContext(NamedTuple):
     """What the configurator tells every other module about the task; immutable."""
 
@@ -250,6 +278,8 @@ class TaskContext(NamedTuple):
     noise: Tensor | None = None  # [K, H, U] in [0, 1): what the sampled futures of a plan share
     goal_dims: int = 0  # numbers of a state, from the first, that the goal is about; 0: all
     task_index: int | None = None  # of the agent's task with the same costs; None: there is none
+    remembered: RememberedStates | None = None  # None: the agent has no lasting memory
+    has_goal: Tensor | None = None  # [B] bool: environments in which there is a goal; None: all
 
     def __repr__(self) -> str:
         return describe(self)
@@ -262,7 +292,11 @@ class TaskContext(NamedTuple):
     def select(self, env_ids: Tensor) -> TaskContext:
         """The context of some of the environments, `[N]` indices or a mask."""
         parts = ("goal", "task_vector", "episode_states", "step_scale", "upper_plans")
-        return self._replace(**{name: getattr(self, name)[env_ids] for name in parts})
+        return self._replace(
+            **{name: getattr(self, name)[env_ids] for name in parts},
+            remembered=None if self.remembered is None else self.remembered.select(env_ids),
+            has_goal=None if self.has_goal is None else self.has_goal[env_ids],
+        )
 
 
 class Rollout(NamedTuple):

@@ -237,12 +237,13 @@ def test_the_quickstart_explains_every_row_of_the_table_of_an_evaluation():
     times = {"planned": 1.0, "ms_per_action": {"p50": 1.0}, "ms_per_action_batched": 1.0}
     results = {
         **every, **times, "by_task": {"task1": every}, "signal_sums": {"alive": estimate},
+        "by_episode": [{**every, "length": estimate}],
         "baselines": {},
     }  # fmt: skip
     _, rows = table_rows({"plan": results})
     page = TEXTS["docs/quickstart.md"].replace("`", "")
     assert [name for name, *_ in rows if name not in page] == []
-    assert len(rows) == 10
+    assert len(rows) == 12
 
 
 def test_the_readme_stays_short():

@@ -13,7 +13,7 @@ from ami_agent.config_io import component_of, find_component
 from ami_agent.training import SelectLandmarks, TrainHierarchy
 from ami_agent.training.actor_critic import ActorCriticStage
 from ami_agent.training.representation_losses import LossWeights
-from modules.actor.subgoals import LandmarkGraphConfig
+from modules.actor.subgoals import LandmarkGraphConfig, RememberedGoalConfig
 from modules.cost.goal_critic import GoalCriticConfig
 from modules.types import ConfigError
 from modules.world_model.hjepa import HierarchicalJEPAConfig
@@ -51,6 +51,9 @@ def removals(config: Config) -> dict[str, Mapping[str, Any]]:
             for n, t in config.tasks.items()
         },
     }
+    lasting = config.memory.lasting
+    has_remembered_goal = isinstance(config.actor.subgoals, RememberedGoalConfig)
+    no_remembered_goal = {"actor.subgoals": None} if has_remembered_goal else {}
     terms = [term.name for term in fields(LossWeights)]
     has_latent = config.world_model.latent is not None
     return {
@@ -70,6 +73,8 @@ def removals(config: Config) -> dict[str, Mapping[str, Any]]:
         },
         "policy_proposal": NO_PROPOSAL,
         "memory": {"memory.short_term": None},
+        "lasting_memory": {"memory.lasting": None, **no_remembered_goal},
+        "prototypes": {} if lasting is None else {"memory.lasting.num_prototypes": 0},
         "priming": {
             "configurator.modality_weights": {},
             "tasks": {n: replace(task, modality_weights={}) for n, task in config.tasks.items()},

@@ -241,6 +241,8 @@ class EnvAdapter:
     ) -> None:
         self.config, self.options = config, options
         self.num_envs, self.device = num_envs, device
+        self.interoception: Tensor | None = None
+        """The signals `[B, I]` that came with the last observation; none come with a reset."""
         self.vector_env: VectorEnv = make(config, num_envs, options)
         try:
             self._read_spaces()
@@ -287,6 +289,7 @@ class EnvAdapter:
         if seed is not None and not 0 <= seed < 2**31:
             raise ConfigError(f"seed {seed} is out of range: it must be from 0 to {2**31 - 1}")
         self.vector_env.action_space.seed(seed)
+        self.interoception = None
         obs, info = self.vector_env.reset(seed=seed, options=options or None)
         return self._read(obs), info
 
@@ -294,8 +297,9 @@ class EnvAdapter:
         """`obs`: the observation before this step; actions `[B, A]` in [-1, 1]."""
         next_obs, reward, terminated, truncated, info = self.vector_env.step(self.to_env(action))
         terminated_mask = self.tensor(terminated).clone()
+        self.interoception = self._interoception(reward, terminated_mask, info)
         transition = Transition(
-            obs, action, self._interoception(reward, terminated_mask, info),
+            obs, action, self.interoception,
             self._read(next_obs), terminated_mask, self.tensor(truncated).clone(),
         )  # fmt: skip
         return StepResult(transition, info)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -100,26 +100,42 @@ class OutcomeTracker:
 
 def run_episodes(
     make_policy: policies.PolicyFactory, env: EnvAdapter, seed: int,
-    progress: EpisodeProgress | None = None,
+    progress: EpisodeProgress | None = None, per_env: int = 1,
 ) -> EpisodeResults:  # fmt: skip
-    """One episode in each environment."""
+    """The first `per_env` episodes in each environment, `[B * per_env]`; those of one environment
+    follow one another."""
     obs, info = env.reset(seed)
-    tracker = OutcomeTracker(env)
+    trackers = [OutcomeTracker(env) for _ in range(per_env)]
+    for later in trackers[1:]:
+        later.running.zero_()
     act_fn = make_policy(policies.EpisodeStart(env, obs, info), seed)
+    done, episode = torch.zeros(2, env.num_envs, dtype=torch.long)
     if progress is not None:
         progress.begin(env)
-    for step, result in enumerate(rollout(act_fn, env, obs), 1):
-        tracker.update(result)
+    for step in count(1):
+        result = env.step(obs, act_fn(obs))
+        begins, done, obs = done, result.done.cpu().long(), result.next_obs
+        for tracker in trackers:
+            tracker.update(result)
+        lacks_episodes = (episode < per_env - 1) | trackers[-1].running
         if progress is not None:
-            progress.advance(tracker.results.length, tracker.running)
-        if not tracker.running.any():
+            lengths = torch.stack([tracker.results.length for tracker in trackers])
+            progress.advance(lengths.sum(0), lacks_episodes)
+        if not lacks_episodes.any():
             break
-        if step == MAX_STEPS and not env.has_time_limit:
+        if step == MAX_STEPS * per_env and not env.has_time_limit:
             raise ConfigError(
-                f"no episode ended within {step} steps, and the environment states no time limit: "
-                "set one (--env.max-episode-steps STEPS)"
+                f"no episode ended within {MAX_STEPS} steps, and the environment states no time "
+                "limit: set one (--env.max-episode-steps STEPS)"
             )
-    return tracker.results
+        if per_env > 1 and begins.any():
+            episode = episode + begins
+            for number, tracker in enumerate(trackers):
+                tracker.running |= begins.bool() & (episode == number)
+            start = policies.EpisodeStart(env, obs, result.info, begins.bool(), same_task=True)
+            act_fn = make_policy(start, seed + step)
+    columns = zip(*(tracker.results for tracker in trackers), strict=True)
+    return EpisodeResults(*(torch.stack(column, 1).flatten(0, 1) for column in columns))
 
 
 def run_many(
@@ -248,21 +264,44 @@ class EvalPart(NamedTuple):
     episodes: int
     seed: int  # of the first episode
 
+    @property
+    def per_env(self) -> int:
+        """Consecutive episodes in one environment."""
+        return self.task_spec.episodes_per_lifetime
+
     def run(
-        self, make_policy: policies.PolicyFactory, device: Any, progress: EpisodeProgress
-    ) -> EpisodeResults:
-        """The results of these episodes under a policy."""
-        return run_many(make_policy, self.env, self.episodes, self.seed, device, progress)
+        self, make_policy: policies.PolicyFactory, device: Any,
+        progress: EpisodeProgress | None = None,
+    ) -> EpisodeResults:  # fmt: skip
+        """The results of these episodes under a policy; lifetime i has seed + i."""
+
+        def run_batch(env: EnvAdapter, first: int) -> EpisodeResults:
+            return run_episodes(make_policy, env, self.seed + first, progress, self.per_env)
+
+        lifetimes = self.episodes // self.per_env
+        return _concatenate(self.env.run_in_batches(lifetimes, run_batch, device, 100))
+
+    def env_steps(self, results: EpisodeResults) -> Tensor:
+        """The steps in each environment, `[lifetimes]`; one between two episodes."""
+        return results.length.unflatten(0, (-1, self.per_env)).sum(1) + self.per_env - 1
 
 
 def check_episodes(tasks: Mapping[str, TaskSpec], task: str, episodes: int) -> None:
-    """Raises ConfigError where the members of a task can't have as many episodes each."""
-    count = len(tasks[task].members or (task,))
-    if episodes % count:
+    """Raises ConfigError where the members of a task can't have as many episodes each, or where
+    lifetimes would be cut off."""
+    members = tasks[task].members or (task,)
+    if episodes % len(members):
         raise ConfigError(
-            f"{episodes} episodes can't be divided equally among the {count} tasks of "
-            f"{task!r}: --episodes must be a multiple of {count}"
+            f"{episodes} episodes can't be divided equally among the {len(members)} tasks of "
+            f"{task!r}: --episodes must be a multiple of {len(members)}"
         )
+    for member in members:
+        per_lifetime = tasks[member].episodes_per_lifetime
+        if episodes // len(members) % per_lifetime:
+            raise ConfigError(
+                f"{episodes} episodes of {task!r} can't be divided into lifetimes of "
+                f"{per_lifetime}: --episodes must be a multiple of {len(members) * per_lifetime}"
+            )
 
 
 def _parts(
@@ -289,7 +328,26 @@ def _summarize_parts(
     columns = (column.split(sizes) for column in results)
     by_part = [EpisodeResults(*rows) for rows in zip(*columns, strict=True)]
     by_task = {part.task: summary(rows) for part, rows in zip(parts, by_part, strict=True)}
-    return {**summary(results), "by_task": by_task if len(parts) > 1 else None}
+    return {
+        **summary(results),
+        "by_task": by_task if len(parts) > 1 else None,
+        "by_episode": _by_episode(results, parts, summary),
+    }
+
+
+def _by_episode(
+    results: EpisodeResults, parts: Sequence[EvalPart],
+    summary: Callable[[EpisodeResults], Results],
+) -> list[Results] | None:  # fmt: skip
+    """The summary of the first episodes of all lifetimes, of the second ones and so on; None where
+    an environment has but one episode."""
+    per_env = {part.per_env for part in parts}
+    if len(per_env) > 1 or per_env == {1}:
+        return None
+    (stride,) = per_env
+    return [
+        summary(EpisodeResults(*(column[i::stride] for column in results))) for i in range(stride)
+    ]
 
 
 def _evaluate_mode(
@@ -300,23 +358,26 @@ def _evaluate_mode(
     plans: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the seed of a batch
 
     def policy_factory(task_spec: TaskSpec) -> policies.PolicyFactory:
+        makers: list[policies.PolicyFactory] = []  # of each batch, the last one is acting
+
         def make_policy(start: policies.EpisodeStart, batch_seed: int) -> ActFn:
-            step_flags = plans[batch_seed] = []
+            if start.reset_mask is None:  # a batch begins
+                step_flags = plans[batch_seed] = []
 
-            def on_plan(plan: Plan) -> None:
-                step_flags.append((plan.planned, plan.violation > 0))
+                def on_plan(plan: Plan) -> None:
+                    step_flags.append((plan.planned, plan.violation > 0))
 
-            make = policies.agent_policy_factory(agent, mode, task_spec, on_plan)
-            return timed(make(start, batch_seed), times)
+                makers.append(policies.agent_policy_factory(agent, mode, task_spec, on_plan))
+            return timed(makers[-1](start, batch_seed), times)
 
         return make_policy
 
-    with progress.policy(mode, sum(part.episodes for part in parts)) as bar:
-        results = _concatenate(
-            [part.run(policy_factory(part.task_spec), agent.device, bar) for part in parts]
-        )
+    with progress.policy(mode, sum(part.episodes // part.per_env for part in parts)) as bar:
+        by_part = [part.run(policy_factory(part.task_spec), agent.device, bar) for part in parts]
+    results = _concatenate(by_part)
     progress.logger.info(f"evaluate, {mode}: the time of single actions")
-    planned, violated = _step_fractions(plans.values(), results.length)
+    steps = [part.env_steps(found) for part, found in zip(parts, by_part, strict=True)]
+    planned, violated = _step_fractions(plans.values(), torch.cat(steps))
     first = parts[0]
     time_actions = partial(latency, agent, first.env, mode, first.task_spec, first.seed)
     return results, {
@@ -332,7 +393,7 @@ def _run_parts(
     progress: PolicyProgress,
 ) -> EpisodeResults:  # fmt: skip
     """The results of a policy of that name, which runs on the CPU, in all parts."""
-    with progress.policy(name, sum(part.episodes for part in parts)) as bar:
+    with progress.policy(name, sum(part.episodes // part.per_env for part in parts)) as bar:
         return _concatenate([part.run(make_policy, "cpu", bar) for part in parts])
 
 
@@ -383,6 +444,10 @@ def _cells(result: Results) -> dict[str, str]:
         cells["success at any step"] = format_percent(result["success"])
         for name, part in (result["by_task"] or {}).items():
             cells[f"{name}: success at any step"] = format_percent(part["success"])
+        for number, part in enumerate(result["by_episode"] or (), 1):
+            name = f"episode {number} of a lifetime"
+            cells[f"{name}: success at any step"] = format_percent(part["success"])
+            cells[f"{name}: steps"] = f"{part['length']['mean']:.1f}"
         cells["steps to success"] = f"{result['steps']['mean']:.1f}" if result["steps"] else "-"
     mean_return, interval = result["return"]["mean"], result["return"]["ci95"]
     cells["return"] = format_number(mean_return, interval)
@@ -454,7 +519,8 @@ def evaluation_metrics(
     task_spec = config.tasks[task]
     make_policy = policies.agent_policy_factory(agent.eval(), mode, task_spec)
     env = config.eval_env.for_task(task_spec)
-    run = partial(run_many, make_policy, env, episodes, FIRST_EVAL_SEED, agent.device)
+    part = EvalPart(task, task_spec, env, episodes, FIRST_EVAL_SEED)
+    run = partial(part.run, make_policy, agent.device)
     try:
         results = run()
     except (faults.EnvCreationError, faults.EnvResetError):

@@ -24,6 +24,7 @@ class EpisodeStart(NamedTuple):
     obs: Observation  # [B, *O]
     info: Info
     reset_mask: Tensor | None = None  # [B] bool: where an episode begins; everywhere if None
+    same_task: bool = False  # a task without a goal stays, and the plans in the other environments
 
 
 PolicyFactory = Callable[[EpisodeStart, int], ActFn]
@@ -104,11 +105,15 @@ def agent_policy_factory(
     task_tracker = TaskTracker(task_spec, goals)
 
     def make_policy(start: EpisodeStart, seed: int) -> ActFn:
-        controller.reset(start.reset_mask)
-        controller.set_task(task_tracker.task(start, mode), seed)
+        if start.reset_mask is None:
+            controller.forget()  # these are other environments
+        keep_plans = start.same_task and task_spec.goal_source == "none"
+        controller.reset(start.reset_mask, keep_plans)
+        if not keep_plans:
+            controller.set_task(task_tracker.task(start, mode), seed)
 
         def act_fn(obs: Observation) -> Tensor:
-            plan = controller.act(obs)
+            plan = controller.act(obs, start.env.interoception)
             on_plan(plan)
             return plan.action
 

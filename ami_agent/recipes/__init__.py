@@ -13,6 +13,7 @@ from ami_agent.recipes.goals import DEFAULT_ENV as GOALS_DEFAULT
 from ami_agent.recipes.goals import goals
 from ami_agent.recipes.gym import DEFAULT_ENV as GYM_DEFAULT
 from ami_agent.recipes.gym import gym
+from ami_agent.recipes.hidden_food import hidden_food
 from ami_agent.recipes.key_and_door import key_and_door
 from ami_agent.recipes.manipulation import push, reach
 from ami_agent.recipes.maze import (
@@ -55,6 +56,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "maze-9": maze_9,
     "maze-random": maze_random,
     "cue-corridor": cue_corridor,
+    "hidden-food": hidden_food,
     "two-rooms-distracted": two_rooms_distracted,
     "windy-rooms": windy_rooms,
     "key-and-door": key_and_door,

@@ -40,7 +40,10 @@ class IntrinsicCostConfig(Settings):
 
 def goal_distance(rollout: Rollout, context: TaskContext) -> Tensor:
     """Mean squared difference of state and goal, in the numbers that the goal is about, mean over
-    the path; `[B, P]`."""
+    the path; 0 where there is no goal; `[B, P]`."""
+    if context.has_goal is not None:
+        distance = goal_distance(rollout, context._replace(has_goal=None))
+        return distance * context.has_goal[:, None]
     goal = context.goal
     if goal.requires_grad:
         size = context.goal_dims or goal.shape[-1]
@@ -178,7 +181,8 @@ class Cost(nn.Module):
         active = [
             (name, found.get(name), weight) for name, weight in context.weights.items() if weight
         ]
-        if context.limits or any(energy is None for _, energy, _ in active):
+        is_masked = context.has_goal is not None
+        if is_masked or context.limits or any(energy is None for _, energy, _ in active):
             return None
 
         def terms_and_slope(rollout: Rollout) -> tuple[dict[str, Tensor], Tensor]:

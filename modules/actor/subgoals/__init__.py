@@ -9,6 +9,7 @@ goal in the `TaskContext`, so every actor pursues it without knowing about level
 from modules.actor.subgoals.base import Hierarchy, LevelInfo
 from modules.actor.subgoals.imagined_graph import ImaginedLandmarkGraph, ImaginedLandmarkGraphConfig
 from modules.actor.subgoals.landmark_graph import LandmarkGraph, LandmarkGraphConfig
+from modules.actor.subgoals.remembered_goal import RememberedGoal, RememberedGoalConfig
 from modules.actor.subgoals.shortest_paths import edge_costs, shortest_paths
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "LandmarkGraph",
     "LandmarkGraphConfig",
     "LevelInfo",
+    "RememberedGoal",
+    "RememberedGoalConfig",
     "edge_costs",
     "shortest_paths",
 ]
