@@ -36,7 +36,7 @@ def key_and_door() -> Config:
             goal_critic=None,
             value_critics=ValueCriticsConfig(hidden=256, discount=0.95),
         ),
-        actor=ActorConfig(planner=TreeSearchConfig(horizon=8, iterations=64)),
+        actor=ActorConfig(planner=TreeSearchConfig(horizon=8, iterations=16)),
         configurator=ConfiguratorConfig(critic=0.0),
         tasks={"reward": TaskSpec(drives={"reward": 1.0})},
         stages={

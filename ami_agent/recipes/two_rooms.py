@@ -169,8 +169,8 @@ def two_rooms_eb_random() -> Config:
 
     The behaviour policy takes steps up to the length that the protocol allows when planning. Plans
     find where the world model lets them through the wall, which is two pixels thick, so there are
-    more planner rollouts and more updates on them, and an agent that is stuck there leaves for
-    longer each time.
+    more planner rollouts and more updates on them, states that the critic takes for out of reach
+    cost the missing steps, and an agent that is stuck there leaves for longer each time.
     """
     return override(
         two_rooms_random(),
@@ -181,6 +181,7 @@ def two_rooms_eb_random() -> Config:
             "perception.patch": 8,
             "actor.planner.warm_iterations": 4,
             "actor.stuck_recovery.max_steps": 16,
+            "cost.goal_critic.reachability": 1.0,
             "stages.collect.options.max_step": 2.45,
             "stages.planner_rollouts.steps": 96,
             "stages.finetune_dynamics.optim.steps": 1500,
