@@ -23,7 +23,7 @@ from ami_agent.storage import memory_files
 from modules.actor.auto_mode import PlanEnergyPredictor
 from modules.actor.planning import RolloutEvaluator
 from modules.actor.policy import Policy
-from modules.actor.subgoals import Hierarchy
+from modules.actor.subgoals import Hierarchy, RememberedGoal
 from modules.by_hand.protocol import own_method
 from modules.configurator import Configurator, Task, TaskSpec
 from modules.cost.cost import Cost
@@ -107,6 +107,11 @@ class Agent(nn.Module):
         """The task as every module reads it. Its goal is an observation as the agent's encoders
         take it, `[B, *O]` or `[1, *O]`. ConfigError for a task that this agent can't pursue."""
         self.configurator.check_goal(task)
+        if task.goal is not None and isinstance(self.subgoals, RememberedGoal):
+            raise ConfigError(
+                "the task has a goal, but this agent takes its goals from lasting memory "
+                "(actor.subgoals is RememberedGoal)"
+            )
         modality_weights = self.configurator.modality_weights(task)
         if task.goal is None:
             goal = torch.zeros(1, prod(self.shape))
@@ -277,7 +282,8 @@ class Controller:
     def reset(self, done: Any = None, keep_plans: bool = False) -> None:
         """Begins an episode in all environments, or where `done` `[B]` is True: the short-term
         memory of those is emptied, lasting memory takes up what it held, and all plans are made
-        anew. `keep_plans`: no plan is, and the last ones are the warm start of the next."""
+        anew. `keep_plans`: what planners carry stays, so that the last plans are the warm start of
+        the next; what is left of plans and of detours does not."""
         mask = None if done is None else self._mask(done)
         if mask is None or mask.any():
             before, config = self.episode, self.agent.lasting_memory
@@ -285,12 +291,17 @@ class Controller:
             if config is not None:
                 lasting = lasting.end_episodes(config, mask)
             memory = before.memory.reset(mask)
-            if keep_plans:
-                self.episode = before._replace(memory=memory, lasting=lasting)
-                return
             self.episode = self._planners_reset(
                 before.context, memory, lasting, before.num_resets + 1
             )
+            if keep_plans:
+                actors = {
+                    mode: carry._replace(planner=before.actors[mode].planner)
+                    if "planner" in getattr(carry, "_fields", ())
+                    else carry
+                    for mode, carry in self.episode.actors.items()
+                }
+                self.episode = self.episode._replace(actors=actors, noise_rng=before.noise_rng)
 
     def forget(self, envs: Any = None) -> None:
         """Empties the lasting memory of all environments, or where `envs` `[B]` is True."""
@@ -325,7 +336,8 @@ class Controller:
         return Memories.blank(config, states, len(drives))
 
     def _encoder_fingerprint(self) -> str:
-        return memory_files.fingerprint(self.agent.perception, self.agent.short_term_memory)
+        drives = self.agent.cost.interoceptive_cost.drives.names
+        return memory_files.fingerprint(drives, self.agent.perception, self.agent.short_term_memory)
 
     def act(self, obs: Any, interoception: Any = None) -> Plan:
         """The next observations of the episode, as `env.reset` or `env.step` returned them -> the

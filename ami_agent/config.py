@@ -449,6 +449,12 @@ def _check_lasting_memory(config: Config) -> None:
                 "not be None"
             )
         return
+    with_goals = [name for name, task in config.tasks.items() if task.goal_source != "none"]
+    if with_goals and isinstance(config.actor.subgoals, components.RememberedGoalConfig):
+        raise ConfigError(
+            "actor.subgoals is RememberedGoal, which takes goals from lasting memory, but the task "
+            f"{with_goals[0]!r} has a goal of its own"
+        )
     if not config.cost.drives:
         raise ConfigError(
             "lasting memory holds the costs of drives, and there are none: memory.lasting must be "

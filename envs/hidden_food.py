@@ -153,7 +153,7 @@ class HiddenFoodVectorEnv(base.TorchVectorEnv[State]):
         return torch.cat([state.position, state.food], -1)
 
     def _info(self, state: State) -> dict[str, base.TensorObs]:
-        return {"interoception": state.ate.float()[:, None], "episode": state.episode}
+        return {"interoception": state.ate.float()[:, None], "episode_of_lifetime": state.episode}
 
     def _expert(self, state: State) -> Tensor:
         return shrink_to_disk((state.food - state.position) / STEP, 1.0)

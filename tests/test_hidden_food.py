@@ -26,13 +26,13 @@ def test_the_food_stays_at_its_site_for_a_lifetime_and_a_seed_begins_another():
         ends += [step] if truncated.all() else []
         np.testing.assert_array_equal(foods(infos), first)
     assert ends == [4, 8, 12]  # episodes of 4, then of 3 steps, with a step between them
-    assert (infos["episode"] == 3).all()
+    assert (infos["episode_of_lifetime"] == 3).all()
     _, infos = envs.reset()
     np.testing.assert_array_equal(foods(infos), first)
-    assert (infos["episode"] == 4).all()
+    assert (infos["episode_of_lifetime"] == 4).all()
     _, infos = envs.reset(seed=1000)
     assert (foods(infos) != first).any(1).mean() > 0.7
-    assert (infos["episode"] == 0).all()
+    assert (infos["episode_of_lifetime"] == 0).all()
 
 
 def test_food_lies_at_every_site_equally_often():

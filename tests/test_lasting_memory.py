@@ -17,6 +17,7 @@ from ami_agent.config import Config, build, override
 from ami_agent.evaluation import policies
 from ami_agent.evaluation.evaluate import check_episodes, evaluate, run_episodes, table_rows
 from ami_agent.recipes import recipe
+from ami_agent.storage.memory_files import fingerprint
 from ami_agent.train import train
 from modules.actor.subgoals import RememberedGoalConfig
 from modules.configurator import Task
@@ -82,6 +83,30 @@ def test_the_least_used_state_is_forgotten_and_becomes_part_of_a_prototype():
     assert memories.prototypes.flatten().tolist() == [1, 0]
     assert memories.prototype_costs.flatten().tolist() == [2, 0]
     assert memories.counts.flatten().tolist() == [1, 0]
+
+
+def test_of_equally_used_states_the_one_of_the_highest_cost_is_forgotten():
+    """A long episode with its reward in the middle keeps the reward and the way to it."""
+    config = LastingMemoryConfig(num_slots=8, num_prototypes=0, discount=0.9)
+    costs = torch.zeros(1, 40, 1)
+    costs[0, 20] = -1
+    values = discounted_costs(costs, config.discount)[0, :, 0].tolist()
+    memories = written(config, *((float(step), cost) for step, cost in enumerate(values)))
+    kept = sorted(memories.states.flatten().tolist())
+    assert kept[:-1] == [14, 15, 16, 17, 18, 19, 20]  # the last slot is that of the latest state
+    assert memories.costs.min() == -1
+
+
+def test_a_state_that_is_seldom_used_is_forgotten_for_another_alone():
+    config = LastingMemoryConfig(num_slots=1, num_prototypes=1, use_decay=0.0)
+    memory = recorded([[-1.0]], config).end_episodes(config)
+    for _ in range(3):
+        _, memory = memory.record(config, row(90.0), row(0.0), torch.ones(1)).read(
+            config, torch.ones(1)
+        )
+    assert memory.memories.uses.item() > 0
+    memory = memory.end_episodes(config)
+    assert memory.memories.prototype_costs.tolist()[0][0] == [-1]
 
 
 def test_prototypes_are_means_of_the_nearest_forgotten_states():
@@ -269,11 +294,34 @@ def test_what_came_of_an_episode_leads_in_the_next_one():
     memories = controller.episode.lasting.memories
     assert memories.costs[:, :2, 0].tolist() == [[pytest.approx(-0.97), -1], [0, 0]]
     _, context = controller.perceive(np.full((2, 2), 0.5, np.float32))
-    assert context.remembered.costs[:, :2].tolist() == [[pytest.approx(-0.97), -1], [0, 0]]
+    assert context.remembered.costs[0, :2].tolist() == [pytest.approx(-0.97), -1]
+    assert context.remembered.costs[1].isinf().all()  # nothing good came of these states
     assert context.weights["remembered"] == 200
     plan = controller.act(np.full((2, 2), 0.5, np.float32))
     assert plan.terms["remembered"][0] < -160  # 200 times almost -1
-    assert -4.0 < plan.terms["remembered"][1] <= 0
+    assert plan.terms["remembered"][1] == 0
+
+
+def test_what_is_left_of_plans_does_not_outlive_the_episode():
+    config = override(small(), {"actor.receding_horizon": 3})
+    agent = agent_of(config)
+    controller = agent.controller(2, agent.task_spec("").to_task(None, "plan"))
+    obs = np.full((2, 2), 0.5, np.float32)
+    controller.act(obs)
+    carry = controller.episode.actors["plan"]
+    assert len(carry.remaining) == 2
+    controller.reset(np.array([True, False]), keep_plans=True)
+    after = controller.episode.actors["plan"]
+    assert after.remaining == ()
+    assert after.planner is carry.planner  # the warm start
+
+
+def test_a_fingerprint_is_that_of_the_weights_and_of_the_names():
+    first, second = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+    assert fingerprint(["taste"], first) == fingerprint(["taste"], second)
+    assert fingerprint(["taste"], first) != fingerprint(["pain"], first)
+    second.num_batches_tracked += 1
+    assert fingerprint(["taste"], first) != fingerprint(["taste"], second)
 
 
 def test_forgetting_and_other_controllers_leave_no_trace():

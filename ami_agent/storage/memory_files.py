@@ -4,6 +4,7 @@ mean something to the encoder alone that made them."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,13 +17,16 @@ from modules.types import ConfigError
 KIND = "lasting memory"
 
 
-def fingerprint(*parts: nn.Module) -> str:
-    """SHA-256 of the weights of these parts: no two runs have the same."""
-    digest = hashlib.sha256()
+def fingerprint(names: Sequence[str], *parts: nn.Module) -> str:
+    """SHA-256 of these names and of the weights and statistics of these parts: runs have the same
+    only if their states mean the same."""
+    digest = hashlib.sha256(repr(tuple(names)).encode())
     for part in parts:
         for name, tensor in part.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
     return digest.hexdigest()
 
 

@@ -292,7 +292,7 @@ class DAggerRun(SGDStageRun):
                 controller.reset(episode_start.reset_mask)
                 controller.set_task(task_tracker.task(episode_start, "plan"), seed + step)
                 carry = PlannerCarry.initial(seed + step)
-            state, context = controller.perceive(obs)
+            state, context = controller.perceive(obs, env.interoception)
             # the planner itself: its labels are not perturbed where the agent is stuck
             plan, carry = self.agent.planner(state, context, carry)
             own_action = self.agent.policy(state, context.goal, context.task_vector)

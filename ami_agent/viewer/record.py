@@ -235,7 +235,7 @@ class _Recorder:
 
     @torch.no_grad()
     def _act(self, obs: Observation) -> Tensor:
-        state, context = self.controller.perceive(obs)
+        state, context = self.controller.perceive(obs, self.env.interoception)
         with record_search(self.agent) as search:
             plan = self.controller.plan(state, context)
         self.states.append(state.cpu())

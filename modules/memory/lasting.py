@@ -66,6 +66,14 @@ class Memories(NamedTuple):
         """Those of some of the environments, `[N]` indices or a mask."""
         return Memories(*(part[env_ids] for part in self))
 
+    def replaced(self, new: Memories, mask: Tensor) -> Memories:
+        """The new ones where `mask` `[B]`."""
+
+        def choose(old: Tensor, new: Tensor) -> Tensor:
+            return torch.where(mask.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+        return Memories(*map(choose, self, new))
+
 
 def write(
     memories: Memories, config: LastingMemoryConfig, state: Tensor, costs: Tensor, scale: Tensor
@@ -75,13 +83,15 @@ def write(
 
     A state that is remembered already takes the new costs at once if their sum is lower (Blundell
     et al. 2016, equation 1), and else moves to them by `rate` (Pritzel et al. 2017, equation 4),
-    each with its place. A state that is not takes an empty slot or that of least use, whose state
-    becomes part of a prototype."""
+    each with its place. A state that is not takes an empty slot or that of least use, of equal ones
+    that of the highest costs, and what was there becomes part of a prototype."""
     rows = torch.arange(len(state), device=state.device)
     distance = torch.cdist(state[:, None], memories.states, compute_mode=EXACT)[:, 0]  # [B, M]
     near, slot = distance.masked_fill(memories.uses == 0, torch.inf).min(1)
     is_known = near <= config.same_within * scale
-    slot = torch.where(is_known, slot, memories.uses.argmin(1))
+    is_least = memories.uses == memories.uses.amin(1, keepdim=True)
+    worst = memories.costs.sum(-1).masked_fill(~is_least, -torch.inf).argmax(1)
+    slot = torch.where(is_known, slot, worst)
     memories = _consolidate(memories, slot, ~is_known & (memories.uses[rows, slot] > 0))
     old_state, old_costs = memories.states[rows, slot], memories.costs[rows, slot]
     is_worse = is_known & (costs.sum(-1) >= old_costs.sum(-1))
@@ -168,6 +178,8 @@ class LastingMemory(NamedTuple):
         memories = self.memories
         costs = torch.cat([memories.costs, memories.prototype_costs], 1) @ drive_weights
         is_empty = torch.cat([memories.uses, memories.counts], 1) == 0
+        # a state after which nothing good came is no better than one that is not remembered
+        is_empty = is_empty | (costs >= 0)
         remembered = RememberedStates(
             states=torch.cat([memories.states, memories.prototypes], 1),
             costs=costs.masked_fill(is_empty, torch.inf),
@@ -177,7 +189,8 @@ class LastingMemory(NamedTuple):
         )
         energies = remembered.energies(self.states[-1][:, None])[:, 0]
         attention = torch.softmax(-config.beta * energies, -1)[:, : config.num_slots]
-        uses = config.use_decay * memories.uses + attention
+        decayed = (config.use_decay * memories.uses).clamp_min(torch.finfo(attention.dtype).tiny)
+        uses = torch.where(memories.uses > 0, decayed + attention, 0.0)
         return remembered, self._replace(memories=memories._replace(uses=uses))
 
     def end_episodes(
@@ -199,22 +212,23 @@ class LastingMemory(NamedTuple):
         costs = torch.stack(self.costs[-steps:], 1)[rows]
         is_present = torch.arange(steps, device=rows.device) >= steps - self.length[rows, None]
         values = discounted_costs(costs, config.discount)
-        memories = self.memories
-        for state, value, present in zip(
-            states.unbind(1), values.unbind(1), is_present.unbind(1), strict=True
-        ):
-            env_ids = rows[present]
-            written = write(
-                memories.select(env_ids), config, state[present], value[present],
-                self.scale[env_ids],
-            )  # fmt: skip
-            memories = Memories(
-                *(
-                    old.index_copy(0, env_ids, new)
-                    for old, new in zip(memories, written, strict=True)
-                )
+        memories, scale = self.memories.select(rows), self.scale[rows]
+        for step in range(steps):
+            written = write(memories, config, states[:, step], values[:, step], scale)
+            memories = memories.replaced(written, is_present[:, step])
+        memories = Memories(
+            *(
+                old.index_copy(0, rows, new)
+                for old, new in zip(self.memories, memories, strict=True)
             )
-        return left._replace(memories=memories)
+        )
+        assert left.length is not None
+        longest = max(1, int(left.length.max()))  # the present state is kept
+        return left._replace(
+            memories=memories,
+            states=self.states[len(self.states) - longest :],
+            costs=self.costs[len(self.costs) - longest :],
+        )
 
     def forget(self, mask: Tensor | None = None) -> LastingMemory:
         """Nothing is remembered in any environment, or in those of `mask` `[B]`; what the present

@@ -50,10 +50,11 @@ class RememberedGoal:
         memory = context.remembered
         if memory is None:
             return context, carry
-        best = memory.energies(state[:, None])[:, 0].argmin(1)  # [B], M where there is none
-        has_goal = best < memory.states.shape[1]
+        energies = memory.energies(state[:, None])[:, 0, :-1]
+        least, best = energies.min(1)
+        has_goal = least < 0
         rows = torch.arange(len(state), device=state.device)
-        found = memory.states[rows, best.clamp_max(memory.states.shape[1] - 1)]
+        found = memory.states[rows, best]
         goal = torch.where(has_goal[:, None], found, state)
         weights = {**context.weights, "goal_distance": self.config.weight}
         return context._replace(
