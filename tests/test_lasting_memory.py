@@ -296,9 +296,9 @@ def test_what_came_of_an_episode_leads_in_the_next_one():
     _, context = controller.perceive(np.full((2, 2), 0.5, np.float32))
     assert context.remembered.costs[0, :2].tolist() == [pytest.approx(-0.97), -1]
     assert context.remembered.costs[1].isinf().all()  # nothing good came of these states
-    assert context.weights["remembered"] == 200
+    assert context.weights["remembered"] == 10
     plan = controller.act(np.full((2, 2), 0.5, np.float32))
-    assert plan.terms["remembered"][0] < -160  # 200 times almost -1
+    assert plan.terms["remembered"][0] < -8  # 10 times almost -1
     assert plan.terms["remembered"][1] == 0
 
 
