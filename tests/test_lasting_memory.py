@@ -66,11 +66,14 @@ def test_new_states_take_empty_slots():
     assert memories.uses.flatten().tolist() == [1, 1, 0]
 
 
-def test_a_state_that_is_remembered_moves_to_the_new_visit_and_takes_no_slot():
-    memories = written(CONFIG, (5.0, 2.0), (5.2, 4.0))
-    assert memories.states.flatten().tolist() == pytest.approx([5.1, 0, 0])
-    assert memories.costs.flatten().tolist() == pytest.approx([3, 0, 0])
-    assert memories.uses.flatten().tolist() == [2, 0, 0]
+def test_a_better_visit_takes_the_place_of_a_remembered_state_and_a_worse_one_moves_its_cost():
+    better = written(CONFIG, (5.0, 2.0), (5.2, 1.0))
+    assert better.states.flatten().tolist() == pytest.approx([5.2, 0, 0])
+    assert better.costs.flatten().tolist() == [1, 0, 0]
+    worse = written(CONFIG, (5.0, 2.0), (5.2, 4.0))
+    assert worse.states.flatten().tolist() == [5, 0, 0]
+    assert worse.costs.flatten().tolist() == [3, 0, 0]
+    assert better.uses.flatten().tolist() == worse.uses.flatten().tolist() == [2, 0, 0]
     assert written(CONFIG, (5.0, 2.0), (5.3, 4.0)).uses.flatten().tolist() == [1, 1, 0]
 
 
