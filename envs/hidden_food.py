@@ -20,7 +20,7 @@ STEP = 0.05  # how far a full action moves the agent
 CENTRE = 0.5  # x and y of the middle of all starts
 START_OFFSET = 0.03  # at most, from the centre along each axis
 SITE_RADIUS = 0.4  # from the centre to the sites, which lie on a circle
-MOUTH = 0.09  # from which distance the agent eats
+MOUTH = 0.08  # from which distance the agent eats
 MAX_SITES = 12  # further apart than twice the mouth
 
 KAPPA = 5.0  # of the heading's noise
@@ -75,7 +75,7 @@ class HiddenFoodVectorEnv(base.TorchVectorEnv[State]):
     for one site.
 
     Observed is the agent's x and y alone. The action [2], shortened to length 1, moves the agent by
-    0.05. Within 0.09 of the food the agent eats it, which ends the episode: the reward and
+    0.05. Within 0.08 of the food the agent eats it, which ends the episode: the reward and
     `info["interoception"]` [1], the meal, are 1 then, else 0. Dynamics tests: full steps to the
     right at the "border", and in the "open"."""
 
@@ -92,7 +92,7 @@ class HiddenFoodVectorEnv(base.TorchVectorEnv[State]):
         num_envs: int = 1,
         *,
         num_sites: int = 8,
-        later_episode_steps: int = 10,
+        later_episode_steps: int = 11,
         **options: Any,
     ) -> None:
         """`max_episode_steps` is the limit of the first episode of a lifetime."""

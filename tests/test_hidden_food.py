@@ -67,7 +67,7 @@ def test_observations_say_nothing_about_the_food():
 
 def test_the_agent_eats_within_the_mouth_and_that_ends_the_episode():
     envs = HiddenFoodVectorEnv(2)
-    step_and_mouth = 0.05 + 0.09
+    step_and_mouth = 0.05 + 0.08
     at = [[0.5, 0.5, 0.5 + step_and_mouth + excess, 0.5] for excess in (-0.001, 0.001)]
     envs.reset(options={"factors": at})
     _, reward, terminated, _, infos = envs.step(np.array([[1.0, 0.0]] * 2))
@@ -89,15 +89,15 @@ def test_episodes_begin_near_the_centre_and_not_at_the_same_place():
 def test_a_later_episode_is_long_enough_for_the_oracle_and_too_short_for_three_sites():
     envs = HiddenFoodVectorEnv(64)
     envs.reset(seed=0)
-    way = np.hypot(*(envs.state.position - envs.state.food).numpy().T) - 0.09
+    way = np.hypot(*(envs.state.position - envs.state.food).numpy().T) - 0.08
     ended = np.full(64, np.nan)
     for step in range(1, envs.later_episode_steps + 1):
         _, _, terminated, *_ = envs.step(envs.expert_action())
         ended[terminated & np.isnan(ended)] = step
     np.testing.assert_array_equal(ended, np.ceil(way / 0.05))
     places = sites(SITES, torch.device("cpu"))
-    gap = float((places[0] - places[1]).norm()) - 2 * 0.09
-    nearest = 0.4 - START_OFFSET * 2**0.5 - 0.09
+    gap = float((places[0] - places[1]).norm()) - 2 * 0.08
+    nearest = 0.4 - START_OFFSET * 2**0.5 - 0.08
     assert (nearest + 2 * gap) / 0.05 > envs.later_episode_steps
 
 

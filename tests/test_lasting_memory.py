@@ -66,11 +66,14 @@ def test_new_states_take_empty_slots():
     assert memories.uses.flatten().tolist() == [1, 1, 0]
 
 
-def test_a_state_that_is_remembered_moves_to_the_new_visit_and_takes_no_slot():
-    memories = written(CONFIG, (5.0, 2.0), (5.2, 4.0))
-    assert memories.states.flatten().tolist() == pytest.approx([5.1, 0, 0])
-    assert memories.costs.flatten().tolist() == pytest.approx([3, 0, 0])
-    assert memories.uses.flatten().tolist() == [2, 0, 0]
+def test_a_better_visit_takes_the_place_of_a_remembered_state_and_a_worse_one_moves_its_cost():
+    better = written(CONFIG, (5.0, 2.0), (5.2, 1.0))
+    assert better.states.flatten().tolist() == pytest.approx([5.2, 0, 0])
+    assert better.costs.flatten().tolist() == [1, 0, 0]
+    worse = written(CONFIG, (5.0, 2.0), (5.2, 4.0))
+    assert worse.states.flatten().tolist() == [5, 0, 0]
+    assert worse.costs.flatten().tolist() == [3, 0, 0]
+    assert better.uses.flatten().tolist() == worse.uses.flatten().tolist() == [2, 0, 0]
     assert written(CONFIG, (5.0, 2.0), (5.3, 4.0)).uses.flatten().tolist() == [1, 1, 0]
 
 
@@ -296,9 +299,9 @@ def test_what_came_of_an_episode_leads_in_the_next_one():
     _, context = controller.perceive(np.full((2, 2), 0.5, np.float32))
     assert context.remembered.costs[0, :2].tolist() == [pytest.approx(-0.97), -1]
     assert context.remembered.costs[1].isinf().all()  # nothing good came of these states
-    assert context.weights["remembered"] == 200
+    assert context.weights["remembered"] == 10
     plan = controller.act(np.full((2, 2), 0.5, np.float32))
-    assert plan.terms["remembered"][0] < -160  # 200 times almost -1
+    assert plan.terms["remembered"][0] < -8  # 10 times almost -1
     assert plan.terms["remembered"][1] == 0
 
 

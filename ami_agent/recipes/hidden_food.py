@@ -27,14 +27,14 @@ def hidden_food() -> Config:
         eval_env=env,
         action_space=BallActions(),
         perception=MultiModalEncoderConfig(vector_dim=0),
-        memory=MemoryConfig(lasting=LastingMemoryConfig(weight=200.0)),
+        memory=MemoryConfig(lasting=LastingMemoryConfig(weight=10.0)),
         world_model=WorldModelConfig(
             dynamics=MLPDynamicsConfig(hidden=64),
             interoception_head=InteroceptionHeadConfig(),
         ),
         cost=CostConfig(drives=("taste",), goal_critic=None),
         actor=ActorConfig(
-            planner=GradientPlannerConfig(iterations=16, warm_iterations=8, lr=0.1),
+            planner=GradientPlannerConfig(horizon=6, iterations=16, warm_iterations=8),
             policy_proposal=None,
         ),
         configurator=ConfiguratorConfig(critic=0.0),

@@ -29,9 +29,8 @@ class LastingMemoryConfig(Settings):
     """Means of forgotten states; 0: they are lost."""
     discount: Annotated[float, FRACTION] = 0.97
     """gamma of the cost that followed a state."""
-    rate: Annotated[float, FRACTION] = 0.1
-    """How far a remembered state and its costs move to those of a worse visit; a better one takes
-    their place."""
+    rate: Annotated[float, FRACTION] = 0.02
+    """How far remembered costs move to those of a worse visit; a better one takes their place."""
     same_within: Annotated[float, WEIGHT] = 0.25
     """Steps within which two states share a slot."""
     use_decay: Annotated[float, FRACTION] = 0.99
@@ -81,10 +80,10 @@ def write(
     """The memories of B environments with one more state `[B, D]` each, and the costs `[B, W]` that
     followed it. `scale` `[B]`: the distance that a full action covers.
 
-    A state that is remembered already takes the new costs at once if their sum is lower (Blundell
-    et al. 2016, equation 1), and else moves to them by `rate` (Pritzel et al. 2017, equation 4),
-    each with its place. A state that is not takes an empty slot or that of least use, of equal ones
-    that of the highest costs, and what was there becomes part of a prototype."""
+    A visit near a remembered state takes its place, if the sum of its costs is no higher (Blundell
+    et al. 2016, equation 1); else the remembered costs move to the new ones by `rate` (Pritzel et
+    al. 2017, equation 4). A state that is not remembered takes an empty slot or that of least use,
+    of equal ones that of the highest costs, and what was there becomes part of a prototype."""
     rows = torch.arange(len(state), device=state.device)
     distance = torch.cdist(state[:, None], memories.states, compute_mode=EXACT)[:, 0]  # [B, M]
     near, slot = distance.masked_fill(memories.uses == 0, torch.inf).min(1)
@@ -94,10 +93,10 @@ def write(
     slot = torch.where(is_known, slot, worst)
     memories = _consolidate(memories, slot, ~is_known & (memories.uses[rows, slot] > 0))
     old_state, old_costs = memories.states[rows, slot], memories.costs[rows, slot]
-    is_worse = is_known & (costs.sum(-1) >= old_costs.sum(-1))
+    is_worse = is_known & (costs.sum(-1) > old_costs.sum(-1))
     rate = torch.where(is_worse, config.rate, 1.0)[:, None]
     new = {
-        "states": torch.lerp(old_state, state, rate),
+        "states": torch.where(is_worse[:, None], old_state, state),
         "costs": torch.lerp(old_costs, costs, rate),
         "uses": torch.where(is_known, memories.uses[rows, slot] + 1, 1.0),
     }
