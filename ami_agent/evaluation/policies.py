@@ -102,18 +102,20 @@ def agent_policy_factory(
     """The agent as a policy; `on_plan` is called with every plan. `controller`: one that takes
     tensors; every new policy resets it. `goals`: as in `TaskTracker`."""
     controller = controller or agent.controller(tensors=True)
-    task_tracker = TaskTracker(task_spec, goals)
+    task_tracker, lasting = TaskTracker(task_spec, goals), agent.lasting_memory
 
     def make_policy(start: EpisodeStart, seed: int) -> ActFn:
         if start.reset_mask is None:
             controller.forget()  # these are other environments
-        keep_plans = start.same_task and task_spec.goal_source == "none"
-        controller.reset(start.reset_mask, keep_plans)
-        if not keep_plans:
+        if start.same_task and task_spec.goal_source == "none":
+            controller.reset(start.reset_mask, keep_plans=True)
+        else:
+            controller.reset(start.reset_mask)
             controller.set_task(task_tracker.task(start, mode), seed)
 
         def act_fn(obs: Observation) -> Tensor:
-            plan = controller.act(obs, start.env.interoception)
+            signals = start.env.interoception
+            plan = controller.act(obs) if lasting is None else controller.act(obs, signals)
             on_plan(plan)
             return plan.action
 
