@@ -514,7 +514,7 @@ def test_lifetimes_are_not_cut_off():
 
 
 @pytest.mark.slow
-def test_the_second_episode_is_faster_than_the_first_and_not_without_memory(tmp_path):
+def test_the_second_episode_is_faster_than_the_first(tmp_path):
     config = override(
         recipe("hidden-food"),
         {"stages.train_jepa.optim.steps": 400, "stages.collect.num_envs": 200},
