@@ -196,7 +196,7 @@ class LastingMemory(NamedTuple):
         self, config: LastingMemoryConfig, done: Tensor | None = None
     ) -> LastingMemory:
         """The episodes end, in all environments or where `done` `[B]`: their states are remembered,
-        each with the discounted costs from there on. A short one without costs is too."""
+        each with the discounted costs from there on."""
         if self.memories is None or self.length is None or not self.states:
             return self
         assert self.scale is not None
@@ -235,8 +235,5 @@ class LastingMemory(NamedTuple):
         if mask is None or self.memories is None or self.length is None:
             return LastingMemory()
         mask = mask.to(self.length.device)
-        kept = (~mask).float()
-        memories = Memories(
-            *(part * kept.reshape(-1, *[1] * (part.ndim - 1)) for part in self.memories)
-        )
+        memories = self.memories.replaced(Memories(*map(torch.zeros_like, self.memories)), mask)
         return self._replace(memories=memories, length=self.length.masked_fill(mask, 0))

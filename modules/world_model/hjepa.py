@@ -48,13 +48,7 @@ from modules.world_model.dynamics import (
     MLPDynamicsConfig,
 )
 from modules.world_model.jepa import WorldModelConfig
-from modules.world_model.latents import (
-    CategoricalLatentConfig,
-    GaussianLatentConfig,
-    Normal,
-    QuantizedLatentConfig,
-    SparseLatentConfig,
-)
+from modules.world_model.latents import LatentConfig, Normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +80,7 @@ class JEPALevelConfig(Settings):
     dynamics: MLPDynamicsConfig | FourierDynamicsConfig | GlimpseDynamicsConfig = field(
         default_factory=FourierDynamicsConfig
     )
-    latent: (
-        GaussianLatentConfig
-        | SparseLatentConfig
-        | CategoricalLatentConfig
-        | QuantizedLatentConfig
-        | None
-    ) = None
+    latent: LatentConfig | None = None
     """What state and macro-action do not determine of the next state."""
     distance: (
         QuasimetricConfig | FourierQuasimetricConfig | GlimpseQuasimetricConfig | SharedCriticConfig

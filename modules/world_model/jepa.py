@@ -28,13 +28,7 @@ from modules.world_model.dynamics import (
     GlimpseDynamicsConfig,
     MLPDynamicsConfig,
 )
-from modules.world_model.latents import (
-    CategoricalLatentConfig,
-    GaussianLatentConfig,
-    Latent,
-    QuantizedLatentConfig,
-    SparseLatentConfig,
-)
+from modules.world_model.latents import Latent, LatentConfig
 
 
 class Step(NamedTuple):
@@ -139,13 +133,7 @@ class NoEnsemble(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
     dynamics: MLPDynamicsConfig | FourierDynamicsConfig | GlimpseDynamicsConfig | ConvDynamicsConfig
-    latent: (
-        GaussianLatentConfig
-        | SparseLatentConfig
-        | CategoricalLatentConfig
-        | QuantizedLatentConfig
-        | None
-    ) = None
+    latent: LatentConfig | None = None
     """What state and action do not determine of the next state."""
     interoception_head: InteroceptionHeadConfig | TransitionHeadConfig | None = None
     ensemble: EnsembleConfig | None = None

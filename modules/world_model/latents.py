@@ -454,3 +454,8 @@ def _sample_index(probs: Tensor, noise: Tensor) -> Tensor:
     """Probabilities `[..., N]`, noise `[..., 1]` in [0, 1) -> the index of the sampled code,
     `[...]`."""
     return (probs.cumsum(-1)[..., :-1] <= noise).sum(-1)
+
+
+LatentConfig: TypeAlias = (
+    GaussianLatentConfig | SparseLatentConfig | CategoricalLatentConfig | QuantizedLatentConfig
+)
