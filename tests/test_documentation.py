@@ -158,14 +158,19 @@ def test_a_command_of_the_documentation_has_the_flags_that_it_shows(command, mon
         pytest.fail(f"no command {name}")
 
 
-def check_train(name: str, flags: list[str]) -> None:
-    flags = resolve_aliases(flags, TRAIN_ALIASES)
-    if name == "gymnasium-robotics":  # without the package
+def without_package(name: str, flags: list[str]) -> tuple[str, list[str]]:
+    """The recipe that stands behind one whose package, or data, may not be here."""
+    if name == "gymnasium-robotics":
         is_pushing = "FetchPush-v4" in flags
         name = "gym" if is_pushing else "goals"
-    if name in ("goals", "ogbench"):  # one recipe; that of OGBench needs the package and data
+    if name in ("goals", "ogbench"):
         _, flags = config_flags.parse_known(EnvFlags(env=DEFAULT_ENV), flags, "ami")
         name = "goals"
+    return name, flags
+
+
+def check_train(name: str, flags: list[str]) -> None:
+    name, flags = without_package(name, resolve_aliases(flags, TRAIN_ALIASES))
     if name != "gym":
         config, flags = config_flags.choose_components(recipe(name), flags)
         config_flags.parse(TrainFlags(config=config), flags, "ami")
@@ -183,6 +188,10 @@ def check_ablate(name: str, flags: list[str]) -> None:
         config_flags.parse(StudyFlags(), flags, "ami")
         load_configs(name)
         return
+    name, flags = without_package(name, flags)
+    if "--data" in flags:  # no data set is here; the recipe of a benchmark takes the flag
+        at = flags.index("--data")
+        flags = flags[:at] + flags[at + 2 :]
     config, flags = config_flags.choose_components(recipe(name), flags)
     parsed = config_flags.parse(AblateFlags(config=config), flags, "ami")
     ablation.variants(parsed.config, parsed.without, parsed.swap)
