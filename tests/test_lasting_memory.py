@@ -19,6 +19,7 @@ from ami_agent.evaluation.evaluate import check_episodes, evaluate, run_episodes
 from ami_agent.recipes import recipe
 from ami_agent.storage.memory_files import fingerprint
 from ami_agent.train import train
+from ami_agent.training.collect import PlannerCollector
 from modules.actor.subgoals import RememberedGoalConfig
 from modules.configurator import Task
 from modules.cost.cost import goal_distance
@@ -32,6 +33,7 @@ from modules.memory.lasting import (
 )
 from modules.types import ConfigError, RememberedStates, Rollout
 from tests.conftest import make_context
+from tests.test_fault_tolerance import kill
 
 CONFIG = LastingMemoryConfig(num_slots=3, num_prototypes=2, rate=0.5, same_within=0.25)
 
@@ -488,6 +490,32 @@ def test_an_evaluation_takes_the_episodes_of_a_lifetime_one_after_the_other():
     assert results.success.tolist() == [1, 0, 0] * 2
     assert begun[0] is None
     assert np.sum(begun[1:], 0).tolist() == [2, 2]
+
+
+def test_environments_that_are_made_again_are_other_ones_of_which_nothing_is_remembered():
+    changes = {
+        "cost.drives": ("reward",),
+        "tasks.eat.drives": {"reward": 1.0},
+        "env.vectorization_mode": "async",
+        "env.options": {"max_episode_steps": 2, "later_episode_steps": 2},
+    }
+    config = override(small(), changes)
+    with closing(config.env.build(1)) as env:
+        agent = build(config, env.spec, num_envs=2, buffer_size=30)
+    controller = agent.controller(tensors=True)
+    make_policy = policies.agent_policy_factory(
+        agent, "plan", agent.task_spec(""), controller=controller
+    )
+    collector = PlannerCollector(agent, config.env.build(2), 100, [make_policy], seed=0)
+
+    def num_remembered() -> list[int]:
+        collector.update()
+        return (controller.episode.lasting.memories.uses > 0).sum(1).tolist()
+
+    assert [num_remembered() for _ in range(4)][-1] == [2, 2]
+    kill(collector.env, 1)
+    assert num_remembered() == [0, 0]
+    collector.finish()
 
 
 def test_results_are_reported_by_episode_of_a_lifetime():

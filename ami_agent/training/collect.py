@@ -252,6 +252,7 @@ class Collector(StageRun):
         obs, info = self.env.reset(self.seed + self.rows.start + self.step)
         no_env = torch.zeros(self.agent.replay_buffer.num_envs, dtype=torch.bool)
         self._continue_from(obs, info, reset_mask=~no_env, done=no_env)
+        self.episode_start = EpisodeStart(self.env, obs, info)  # in other environments
 
     def _continue_from(
         self, obs: Observation, info: Info, reset_mask: Tensor, done: Tensor
