@@ -369,11 +369,12 @@ class Controller:
         features = agent.perception(self._read(obs), task.modality_weights)
         keep = MAX_STATES if task.weights.get("boredom") else 1
         state, memory = episode.memory.update(agent.short_term_memory, features, keep)
+        signals = self._read_signals(interoception, state)
         context, noise_rng = self._context_of_step(state, memory)
         lasting, subgoals = episode.lasting, episode.subgoals
         if agent.lasting_memory is not None:
             lasting = lasting.record(
-                agent.lasting_memory, state, self._drive_costs(interoception, state),
+                agent.lasting_memory, state, self._drive_costs(signals, state),
                 context.step_scale,
             )  # fmt: skip
             remembered, lasting = lasting.read(agent.lasting_memory, self._drive_weights(state))
@@ -413,24 +414,36 @@ class Controller:
             context = agent.evaluator.with_noise(context, noise_rng)
         return context, noise_rng
 
-    def _drive_costs(self, interoception: Any, state: Tensor) -> Tensor:
-        """Signals `[B, I]`, or `[I]` of a single environment -> the cost of each drive, `[B, W]`; 0
-        where there are none."""
-        drives, names = self.agent.cost.interoceptive_cost.drives, self.agent.spec.interoception
+    def _read_signals(self, interoception: Any, state: Tensor) -> Tensor | None:
+        """Signals `[B, I]`, or `[I]` of a single environment -> `[B, I]`, on the device of the
+        state; None where there are none. ConfigError for others."""
         if interoception is None:
-            return state.new_zeros(len(state), len(drives.names))
+            return None
+        names = self.agent.spec.interoception
         shape = [len(state), len(names)]
         try:
             signals = torch.as_tensor(to_array(interoception), dtype=state.dtype)
         except (TypeError, ValueError, RuntimeError):
-            signals = torch.zeros(0)
-        signals = signals[None] if self.num_envs is None and signals.ndim == 1 else signals
-        if list(signals.shape) != shape or not signals.isfinite().all():
-            raise ConfigError(
-                f"the interoception must be finite numbers of shape {shape}: "
-                f"{', '.join(names)} of each environment"
-            )
-        return drives(signals.to(state.device))
+            given = f"a {type(interoception).__name__}"
+        else:
+            is_finite = bool(signals.isfinite().all())
+            given = f"of shape {list(signals.shape)}" + ("" if is_finite else " and not finite")
+            signals = signals[None] if self.num_envs is None and signals.ndim == 1 else signals
+            if list(signals.shape) == shape and is_finite:
+                return signals.to(state.device)
+        if self.num_envs is None and not self.tensors:
+            shape = shape[1:]
+        raise ConfigError(
+            f"the interoception is {given}; it must be finite numbers of shape {shape}: "
+            f"{', '.join(names)} of each environment"
+        )
+
+    def _drive_costs(self, signals: Tensor | None, state: Tensor) -> Tensor:
+        """Signals `[B, I]` -> the cost of each drive, `[B, W]`; 0 where there are none."""
+        drives = self.agent.cost.interoceptive_cost.drives
+        return (
+            state.new_zeros(len(state), len(drives.names)) if signals is None else drives(signals)
+        )
 
     def _drive_weights(self, like: Tensor) -> Tensor:
         """The weight of each drive in this task, `[W]`."""

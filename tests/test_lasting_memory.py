@@ -339,11 +339,19 @@ def test_forgetting_and_other_controllers_leave_no_trace():
     assert controller.episode.lasting == LastingMemory()
 
 
-def test_signals_of_another_shape_are_refused_and_change_nothing():
-    controller = after_an_episode(agent_of(small()))
+@pytest.mark.parametrize("has_memory", [True, False])
+def test_signals_of_another_shape_are_refused_and_change_nothing(has_memory):
+    config = small() if has_memory else without(small(), "lasting_memory")
+    controller = after_an_episode(agent_of(config))
     before, obs = controller.episode, np.full((2, 2), 0.5, np.float32)
-    for wrong in (np.zeros(2), np.zeros((3, 2)), np.full((2, 2), np.nan), "meal"):
-        with pytest.raises(ConfigError, match=r"finite numbers of shape \[2, 2\]: reward, meal"):
+    for wrong, given in (
+        (np.zeros(2), r"of shape \[2\]"),
+        (np.zeros((3, 2)), r"of shape \[3, 2\]"),
+        (np.full((2, 2), np.nan), r"of shape \[2, 2\] and not finite"),
+        ("meal", "a str"),
+    ):
+        right = r"finite numbers of shape \[2, 2\]: reward, meal of each environment"
+        with pytest.raises(ConfigError, match=f"the interoception is {given}; it must be {right}"):
             controller.act(obs, wrong)
         assert controller.episode is before
 
