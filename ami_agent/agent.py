@@ -377,7 +377,8 @@ class Controller:
                 agent.lasting_memory, state, self._drive_costs(signals, state),
                 context.step_scale,
             )  # fmt: skip
-            remembered, lasting = lasting.read(agent.lasting_memory, self._drive_weights(state))
+            assert context.drive_weights is not None
+            remembered, lasting = lasting.read(agent.lasting_memory, context.drive_weights)
             context = context._replace(remembered=remembered)
         if agent.subgoals is not None:
             context, subgoals = agent.subgoals(state, context, subgoals)
@@ -444,11 +445,6 @@ class Controller:
         return (
             state.new_zeros(len(state), len(drives.names)) if signals is None else drives(signals)
         )
-
-    def _drive_weights(self, like: Tensor) -> Tensor:
-        """The weight of each drive in this task, `[W]`."""
-        names = self.agent.cost.interoceptive_cost.drives.names
-        return like.new_tensor([self.context.weights.get(name, 0.0) for name in names])
 
     def _planners_reset(
         self, context: TaskContext | None, memory: EpisodeMemory, lasting: LastingMemory,

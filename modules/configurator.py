@@ -206,14 +206,17 @@ class Configurator:
             if not isfinite(maximum):
                 raise ConfigError(f"the limit of {name!r} is {maximum}; it must be a finite number")
         weights = self.cost_weights(task)
-        task_vector = torch.tensor([float(weights.get(name, 0)) for name in self.conditioned_on])
+        task_vector, drive_weights = (
+            torch.tensor([float(weights.get(name, 0)) for name in names]).to(goal)
+            for names in (self.conditioned_on, self.drives)
+        )
         return TaskContext(
             mode=task.mode,
             goal=goal,
             weights=weights,
             limits=dict(task.limits),
             modality_weights=self.modality_weights(task),
-            task_vector=task_vector.to(goal).expand(len(goal), -1),
+            task_vector=task_vector.expand(len(goal), -1),
             horizon=task.horizon or self.horizon,
             iterations=task.planner_iterations or self.iterations,
             cvar_alpha=self.cvar_alpha if task.cvar_alpha is None else task.cvar_alpha,
@@ -222,6 +225,7 @@ class Configurator:
             step_scale=goal.new_ones(len(goal)),
             upper_plans=goal[:, None, None][:, :0],
             goal_dims=self.goal_dims,
+            drive_weights=drive_weights,
         )
 
 

@@ -280,6 +280,7 @@ class TaskContext(NamedTuple):
     task_index: int | None = None  # of the agent's task with the same costs; None: there is none
     remembered: RememberedStates | None = None  # None: the agent has no lasting memory
     has_goal: Tensor | None = None  # [B] bool: environments in which there is a goal; None: all
+    drive_weights: Tensor | None = None  # [W] weights of the drives, in the order of the agent's
 
     def __repr__(self) -> str:
         return describe(self)

@@ -223,6 +223,12 @@ def test_the_weight_of_a_drive_is_also_that_of_its_critic(config):
         assert controller.context.weights == {"control_cost": 0.5, **task.drives, **ahead}
 
 
+def test_the_weights_of_the_drives_are_a_tensor_as_the_goal_is(agent):
+    task = Task(drives={"pain": 0.25}, weights={"control_cost": 7.0})
+    found = agent.configurator.context(task, torch.zeros(1, 4, dtype=torch.float64)).drive_weights
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.25], dtype=torch.float64))
+
+
 def test_the_weight_that_a_task_gives_to_a_cost_by_name_comes_first(agent):
     wish = Task(
         goal=HOME,
