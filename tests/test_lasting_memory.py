@@ -535,6 +535,10 @@ def test_results_are_reported_by_episode_of_a_lifetime():
     assert [part["success"]["mean"] for part in results["baselines"]["oracle"]["by_episode"]] == [
         1, 0, 0, 0,
     ]  # fmt: skip
+    oracle = results["baselines"]["oracle"]  # of one lifetime: Wilson's interval of n = 1
+    assert oracle["success"]["mean"] == 0.25
+    assert oracle["success"]["ci95"] == pytest.approx([0.0146, 0.8821], abs=1e-4)
+    assert oracle["length"]["ci95"] is None
     mean = np.mean([part["success"]["mean"] for part in results["by_episode"]])
     assert results["success"]["mean"] == pytest.approx(mean)
     _, rows = table_rows({"plan": results})

@@ -146,6 +146,24 @@ def test_the_interval_of_a_rate_is_wilsons():
         intervals.rate([0.5])
 
 
+def test_outcomes_of_a_group_count_as_one_in_the_interval_of_a_rate():
+    assert intervals.rate([1, 0, 1, 1], [0, 0, 1, 1]) == {
+        "mean": 0.75,
+        "ci95": [pytest.approx(0.1979, abs=1e-4), pytest.approx(0.9733, abs=1e-4)],
+    }
+    once, thrice = np.array([1.0, 0, 0, 1, 1]), np.arange(15) // 3
+    assert intervals.rate(once.repeat(3), thrice) == intervals.rate(once)
+    assert intervals.rate(once, range(5)) == intervals.rate(once)
+
+
+def test_numbers_of_a_group_are_resampled_together_for_the_interval_of_a_mean():
+    once, thrice = np.array([1.0, 5, 2, 8]), np.arange(12) // 3
+    assert intervals.mean(once.repeat(3), thrice) == intervals.mean(once)
+    assert intervals.mean([4.0, 1.0, 7.0], [9, 9, 9]) == {"mean": 4.0, "ci95": None}
+    # groups of 1 and of 3: one of them alone, or both
+    assert intervals.mean([8.0, 1, 2, 3], [0, 1, 1, 1]) == {"mean": 3.5, "ci95": [2.0, 8.0]}
+
+
 def test_the_interval_of_a_mean_covers_the_truth_nineteen_times_in_twenty():
     rng = np.random.default_rng(0)
     found = [intervals.mean(rng.normal(3.0, 2.0, 40))["ci95"] for _ in range(100)]

@@ -150,24 +150,29 @@ def run_many(
     return _concatenate(config.run_in_batches(episodes, run_batch, device, 100))
 
 
-def summarize(results: EpisodeResults, signals: Sequence[str], reports_success: bool) -> Results:
+def summarize(
+    results: EpisodeResults, signals: Sequence[str], reports_success: bool,
+    lifetimes: Tensor | None = None,
+) -> Results:  # fmt: skip
     """Means over episodes with 95 % intervals; `signals`: the names of the interoception.
-    `reports_success`: whether the environment ever reports success or failure."""
+    `reports_success`: whether the environment ever reports success or failure. `lifetimes` `[B]`:
+    that of each episode, whose episodes depend on one another; by default one each."""
     results = results.with_failures_filled(reports_success)
+    lifetimes = torch.arange(len(results.length)) if lifetimes is None else lifetimes
 
     def success_rate(successes: Tensor) -> Estimate | None:
-        return None if successes.isnan().any() else rate(successes == 1)
+        return None if successes.isnan().any() else rate(successes == 1, lifetimes)
 
-    success_steps, has_score = results.steps[results.success == 1], not results.score.isnan().any()
+    succeeded, has_score = results.success == 1, not results.score.isnan().any()
     sums = zip(signals[1:], results.signal_sums.T[1:], strict=True)
     return {
         "success": success_rate(results.success),
         "final_success": success_rate(results.final_success),
-        "return": mean(results.signal_sums[:, 0]),
-        "length": mean(results.length),
-        "steps": mean(success_steps) if len(success_steps) else None,
-        "score": mean(results.score) if has_score else None,
-        "signal_sums": {name: mean(values) for name, values in sums},
+        "return": mean(results.signal_sums[:, 0], lifetimes),
+        "length": mean(results.length, lifetimes),
+        "steps": mean(results.steps[succeeded], lifetimes[succeeded]) if succeeded.any() else None,
+        "score": mean(results.score, lifetimes) if has_score else None,
+        "signal_sums": {name: mean(values, lifetimes) for name, values in sums},
     }
 
 
@@ -324,12 +329,17 @@ def _summarize_parts(
     """The summary of all parts together, and that of each by the name of its task; None where
     there is but one."""
     summary = partial(summarize, signals=signals, reports_success=reports_success)
+    per_lifetime = [n for part in parts for n in part.episodes // part.per_env * [part.per_env]]
+    lifetimes = torch.arange(len(per_lifetime)).repeat_interleave(torch.tensor(per_lifetime))
     sizes = [part.episodes for part in parts]
     columns = (column.split(sizes) for column in results)
     by_part = [EpisodeResults(*rows) for rows in zip(*columns, strict=True)]
-    by_task = {part.task: summary(rows) for part, rows in zip(parts, by_part, strict=True)}
+    by_task = {
+        part.task: summary(rows, lifetimes=own)
+        for part, rows, own in zip(parts, by_part, lifetimes.split(sizes), strict=True)
+    }
     return {
-        **summary(results),
+        **summary(results, lifetimes=lifetimes),
         "by_task": by_task if len(parts) > 1 else None,
         "by_episode": _by_episode(results, parts, summary),
     }
