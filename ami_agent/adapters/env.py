@@ -6,8 +6,10 @@ An environment may offer more than Gymnasium's interface (`HasReferencePolicies`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import (
@@ -47,7 +49,7 @@ from ami_agent.adapters.make import (
 )
 from ami_agent.adapters.spaces import Layout, ignored_fields, interface_to
 from ami_agent.adapters.tensors import Interface, OutOfBounds, check_numbers, read_obs
-from ami_agent.adapters.vector_env import fill_missing, read_table, reported
+from ami_agent.adapters.vector_env import batch_rows, fill_missing, read_table, reported
 from ami_agent.hardware import num_cores
 from modules.configurator import TaskSpec
 from modules.types import CONTINUE, STEPS, ConfigError, Observation, Transition, validate_ranges
@@ -243,6 +245,9 @@ class EnvAdapter:
         self.num_envs, self.device = num_envs, device
         self.interoception: Tensor | None = None
         """The signals `[B, I]` that came with the last observation; none come with a reset."""
+        self.seed = 0
+        """That of the last reset with one."""
+        self._random_spaces: Sequence[spaces.Space] = ()  # one for each environment
         self.vector_env: VectorEnv = make(config, num_envs, options)
         try:
             self._read_spaces()
@@ -289,6 +294,8 @@ class EnvAdapter:
         if seed is not None and not 0 <= seed < 2**31:
             raise ConfigError(f"seed {seed} is out of range: it must be from 0 to {2**31 - 1}")
         self.vector_env.action_space.seed(seed)
+        if seed is not None:
+            self.seed, self._random_spaces = seed, ()
         self.interoception = None
         obs, info = self.vector_env.reset(seed=seed, options=options or None)
         return self._read(obs), info
@@ -384,6 +391,20 @@ class EnvAdapter:
         except (IndexError, TypeError, ValueError):
             goal = None
         return self.to_tensors(goal, "goal, info['goal'],")
+
+    def random_action(self) -> Tensor:
+        """Uniformly random actions `[B, A]` in [-1, 1]. Environments that are stepped one by one
+        have a random stream each, so that their actions depend neither on how many are open nor on
+        when episodes end in the others."""
+        space = self.vector_env.single_action_space
+        if self.is_native_batch:
+            return self.from_env(self.vector_env.action_space.sample())
+        if not self._random_spaces:
+            self._random_spaces = [deepcopy(space) for _ in range(self.num_envs)]
+            for seed, own in enumerate(self._random_spaces, self.seed):
+                # with the environment's own seed, actions would repeat the draws that set its goal
+                own.seed(zlib.crc32(f"random actions {seed}".encode()))
+        return self.from_env(batch_rows(space, [own.sample() for own in self._random_spaces]))
 
     def factors(self, info: Info) -> Tensor:
         """`[B, F]`, for an environment that HasFactors."""

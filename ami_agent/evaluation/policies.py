@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
-from copy import deepcopy
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ami_agent.adapters.env import ActFn, EnvAdapter, Info, behaviour_policy, expert_policy
-from ami_agent.adapters.vector_env import batch_rows, reported
+from ami_agent.adapters.vector_env import reported
 from ami_agent.agent import Agent, Controller
 from modules.configurator import Task, TaskSpec
 from modules.types import ConfigError, Observation, Plan, as_dict, batch_size
@@ -130,18 +128,8 @@ def make_behaviour_policy(start: EpisodeStart, seed: int) -> ActFn:
 
 
 def make_random_policy(start: EpisodeStart, seed: int) -> ActFn:
-    """The random baseline: actions drawn uniformly from the action space. Environments that are
-    stepped one by one have a seed each, so that their actions don't depend on how many are open."""
-    env = start.env
-    if env.is_native_batch:
-        return lambda obs: env.from_env(env.vector_env.action_space.sample())
-    single_spaces = [deepcopy(env.vector_env.single_action_space) for _ in range(env.num_envs)]
-    for index, space in enumerate(single_spaces):
-        # with the environment's own seed, actions would repeat the draws that set its goal
-        space.seed(zlib.crc32(f"random actions {seed + index}".encode()))
-    return lambda obs: env.from_env(
-        batch_rows(env.vector_env.single_action_space, [space.sample() for space in single_spaces])
-    )
+    """The random baseline: actions drawn uniformly from the action space."""
+    return lambda obs: start.env.random_action()
 
 
 def make_expert_policy(start: EpisodeStart, seed: int) -> ActFn:
