@@ -54,6 +54,23 @@ def test_renderers_that_exist_are_made_again():
         assert viewer.con.offSamples == 0
 
 
+class OtherRenderer:
+    """Keeps its viewers under another name, as another version of Gymnasium may."""
+
+    is_open = True
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+def test_the_renderers_of_another_gymnasium_stay_as_they_are():
+    env = gymnasium.make("HalfCheetah-v5", render_mode="rgb_array")
+    env.unwrapped.mujoco_renderer = OtherRenderer()
+    with closing(PlainRendering(env)):
+        assert env.unwrapped.mujoco_renderer.is_open
+        assert not env.unwrapped.model.light_castshadow.any()
+
+
 def test_lights_cast_no_shadows():
     env = gymnasium.make("HalfCheetah-v5", render_mode="rgb_array")
     assert env.unwrapped.model.light_castshadow.any()

@@ -30,9 +30,12 @@ class PlainRendering(gymnasium.Wrapper):
 
 def _discard_renderers(env: Any) -> None:
     """Those that a wrapper or the environment itself has made already."""
-    if (renderer := getattr(env, "mujoco_renderer", None)) is not None:  # Gymnasium's
+    renderer: Any = getattr(env, "mujoco_renderer", None)  # Gymnasium's
+    # Gymnasium has no public way to make viewers anew; one that keeps them elsewhere goes on with
+    # antialiasing
+    if viewers := getattr(renderer, "_viewers", None):
         renderer.close()
-        renderer._viewers.clear()
+        viewers.clear()
     for attribute, make in (
         ("custom_renderer", "initialize_renderer"),  # mazes of OGBench
         ("_renderer", "_initialize_renderer"),  # arms of OGBench
