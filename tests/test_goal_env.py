@@ -163,3 +163,16 @@ def test_another_environment_has_no_keyword_arguments_of_the_recipes_own():
     assert config.env.options == {}
     config, _ = _recipe("goals", ["--env.options", "obs_type", "state"], "ami train goals")
     assert config.env.options == {"map": "u", "obs_type": "state"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--env.goal-from-obs", "False"], ["--env.goal-from-obs=False"], ["--env.no-goal-from-obs"]],
+)
+def test_a_flag_that_takes_the_goals_from_the_recipe_is_refused(words):
+    message = f"the task of the recipe goals is the 'desired_goal' in the observations of {ENV}"
+    with pytest.raises(
+        ConfigError, match=f"^--env.*goal-from-obs.*: {message}; leave the flag out"
+    ):
+        _recipe("goals", ["--env.id", ENV, *words], "ami train goals")
+    assert _recipe("goals", ["--env.id", ENV], "ami train goals")[0].env.goal_from_obs

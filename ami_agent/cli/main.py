@@ -24,6 +24,7 @@ from rich.console import Console
 from ami_agent import ablation, config_io
 from ami_agent.adapters.env import EnvConfig, check_step
 from ami_agent.adapters.fault_tolerance import EnvError
+from ami_agent.adapters.goal_env import DESIRED_GOAL
 from ami_agent.adapters.imports import call_function, check_names_function
 from ami_agent.agent import Agent
 from ami_agent.argument_checks import unknown_name
@@ -110,7 +111,9 @@ def _recipe(
         if not isinstance(config, Config):
             raise ConfigError(f"{name} must return an ami.Config, not {type(config).__name__}")
     elif name in ENV_RECIPES:
-        config, argv = _recipe_for_env(name, files, argv, program, resumed)
+        config, left = _recipe_for_env(name, files, argv, program, resumed)
+        _check_goal_flags(name, argv, config.env)
+        argv = left
     else:
         config = recipe(name) if resumed is None else run_dir.resumed_config(resumed, name, files)
     config = with_imports(config, env_files)
@@ -138,6 +141,17 @@ def _recipe_for_env(
     if flags == default:
         return before, argv
     return _with_env_and_data(before, make(flags.env, flags.data)), argv
+
+
+def _check_goal_flags(name: str, argv: Sequence[str], env: EnvConfig) -> None:
+    """Raises ConfigError for flags that would leave the task of a recipe without its goals."""
+    given = " ".join(argv).replace("=", " ").replace("_", "-")
+    for flag in ("--env.no-goal-from-obs", "--env.goal-from-obs False"):
+        if env.goal_from_obs and flag in given:
+            raise ConfigError(
+                f"{flag}: the task of the recipe {name} is the {DESIRED_GOAL!r} in the "
+                f"observations of {env.id}; leave the flag out"
+            )
 
 
 def _env_flags(name: str, config: Config) -> list[EnvFlags]:
