@@ -334,6 +334,22 @@ def test_eval_writes_the_figures_of_the_contract(run, tmp_path, capsys):
         assert f"evaluate, {policy}  150/150  " in shown
 
 
+@pytest.mark.parametrize("names", [[], ["random"], ["oracle"]])
+def test_eval_compares_with_the_baselines_of_its_flag(run, tmp_path, capsys, names):
+    output = tmp_path / "eval.json"
+    flags = ["--episodes", "2", "--mode", "react", "--baselines", *names, "--json", output]
+    assert main([str(arg) for arg in ["eval", run, *flags]]) == 0
+    baselines = json.loads(output.read_text())["baselines"]
+    assert {name for name, found in baselines.items() if found} == set(names)
+    assert baselines.keys() == {"random", "oracle"}  # null where they don't apply
+    shown = capsys.readouterr().out
+    for name, words in (("random", "random actions"), ("oracle", "the oracle")):
+        assert (f"evaluate, {name} " in shown) == (words in shown) == (name in names)
+    message = error_line(capsys, "eval", run, "--baselines", "chance")
+    assert "--baselines" in message
+    assert "'random', 'oracle'" in message
+
+
 def test_a_task_that_the_agent_does_not_know_is_refused(run, capsys):
     message = error_line(capsys, "eval", run, "--task", "fly", "--episodes", "2")
     assert "no task 'fly'; this agent has reach" in message

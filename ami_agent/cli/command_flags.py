@@ -21,7 +21,7 @@ from ami_agent.argument_checks import check_device
 from ami_agent.cli import config_flags
 from ami_agent.cli.config_flags import AnySettings
 from ami_agent.config import Config
-from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
+from ami_agent.evaluation.evaluate import BASELINES, FIRST_EVAL_SEED
 from ami_agent.hardware import num_cores
 from ami_agent.storage.run_dir import write_json
 from ami_agent.training import LoadDataset
@@ -151,6 +151,9 @@ class EvalFlags(EpisodeFlags):
     accept_other_spaces: bool = False
     """Evaluate although the bounds of actions or observations are not those of training."""
     device: Device = "auto"
+    baselines: tuple[Literal["random", "oracle"], ...] = BASELINES
+    """Policies that act in the same episodes; the oracle where the environment has one. No name:
+    none."""
     compile: bool = False
     """Plan by compiled functions; compiling them takes a minute or more."""
 

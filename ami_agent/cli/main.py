@@ -68,6 +68,7 @@ from ami_agent.training.precision import check_available
 from ami_agent.user_components import allow_components, needs_files
 from modules.types import ConfigError, DivergenceError
 
+BASELINE_WORDS = {"random": "random actions", "oracle": "the oracle where there is one"}
 RunFlags = TypeVar("RunFlags", EvalFlags, ShowFlags, ProbeFlags)
 
 
@@ -296,10 +297,11 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     if flags.compile:
         agent.start_compilation()
         print_line(console, "the first plans take a minute or more: the planner is compiled")
-    print_line(console, _describe_evaluation(f"mode {flags.mode}", flags.episodes))
+    text = _describe_evaluation(f"mode {flags.mode}", flags.episodes, flags.baselines)
+    print_line(console, text)
     by_mode = evaluate_modes(
         agent, env_config, modes=(flags.mode,), task=flags.task, episodes=flags.episodes,
-        seed=flags.seed,
+        seed=flags.seed, baselines=flags.baselines,
         progress=PolicyProgress(
             ConsoleLogger(console),
             run_dir.recorded_steps(Path(name), config, env_config, flags.task),
@@ -317,11 +319,11 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     write_results(flags.json, results)
 
 
-def _describe_evaluation(modes: str, episodes: int) -> str:
-    return (
-        f"{modes}, random actions, and the oracle where there is one: {episodes} "
-        f"episode{'s' if episodes > 1 else ''} each"
-    )
+def _describe_evaluation(
+    modes: str, episodes: int, baselines: Sequence[str] = tuple(BASELINE_WORDS)
+) -> str:
+    policies = ", ".join([modes, *(BASELINE_WORDS[name] for name in baselines)])
+    return f"{policies}: {episodes} episode{'s' if episodes > 1 else ''} each"
 
 
 def _eval_env_config(config: Config, env_id: str, variant: str) -> EnvConfig:

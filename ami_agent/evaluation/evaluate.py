@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import count, islice
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from modules.types import ConfigError, Observation, Plan
 
 Results: TypeAlias = dict[str, Any]
 
+BASELINES: tuple[Literal["random", "oracle"], ...] = ("random", "oracle")
 FIRST_EVAL_SEED = 1_000_000  # seed of the first episode of an evaluation
 MAX_STEPS = 100_000
 """Steps after which an episode without end or time limit stops the evaluation with an error."""
@@ -188,11 +189,13 @@ def evaluate(
 
 
 class EpisodeChoice(NamedTuple):
-    """The episodes of an evaluation: of a task, the first one if empty; episode i has seed + i."""
+    """The episodes of an evaluation: of a task, the first one if empty; episode i has seed + i. And
+    which of `BASELINES` act there too."""
 
     task: str = ""
     episodes: int = 100
     seed: int = FIRST_EVAL_SEED
+    baselines: Sequence[str] = BASELINES
 
 
 def evaluate_modes(
@@ -201,7 +204,7 @@ def evaluate_modes(
 ) -> dict[str, Results]:  # fmt: skip
     """The results of each mode, of random actions and of the oracle where there is one, on the same
     episodes. `choice`: the fields of `EpisodeChoice`."""
-    task, episodes, seed = EpisodeChoice(**choice)
+    task, episodes, seed, baseline_names = EpisodeChoice(**choice)
     check_is("agent", agent, Agent)
     check_is("env", env, EnvConfig, str)
     check_count("episodes", episodes, 1)
@@ -219,7 +222,7 @@ def evaluate_modes(
     progress = progress or PolicyProgress(Logger())
     for mode in modes:
         by_mode[mode], planning[mode] = _evaluate_mode(agent.eval(), mode, parts, progress)
-    by_baseline = baselines(parts, progress)
+    by_baseline = baselines(parts, baseline_names, progress)
     reports_success = any(r.reports_success for r in (*by_mode.values(), *by_baseline.values()))
     summary = partial(
         _summarize_parts, parts=parts, signals=signals, reports_success=reports_success
@@ -237,7 +240,7 @@ def evaluate_modes(
             **summary(results),
             **planning[mode],
             "task": name,
-            "baselines": {"oracle": None, **baseline_results},
+            "baselines": {"oracle": None, "random": None, **baseline_results},
         }
         for mode, results in by_mode.items()
     }
@@ -425,13 +428,20 @@ def _step_fractions(
     return (sums / length.sum()).tolist()
 
 
-def baselines(parts: Sequence[EvalPart], progress: PolicyProgress) -> dict[str, EpisodeResults]:
-    """Random actions, and the environment's oracle where it has one, on the same episodes."""
+def baselines(
+    parts: Sequence[EvalPart], names: Sequence[str], progress: PolicyProgress
+) -> dict[str, EpisodeResults]:
+    """Those of `BASELINES` with these names, on the same episodes: random actions, and the
+    environment's oracle where it has one."""
+    makers = {"random": policies.make_random_policy, "oracle": policies.make_expert_policy}
     with closing(parts[0].env.build(1)) as env:
-        has_expert = isinstance(env.unwrapped, HasReferencePolicies)
-    makers = {"random": policies.make_random_policy}
-    makers |= {"oracle": policies.make_expert_policy} if has_expert else {}
-    return {name: _run_parts(name, make, parts, progress) for name, make in makers.items()}
+        if not isinstance(env.unwrapped, HasReferencePolicies):
+            del makers["oracle"]
+    return {
+        name: _run_parts(name, make, parts, progress)
+        for name, make in makers.items()
+        if name in names
+    }
 
 
 def table_rows(results: dict[str, Results]) -> tuple[list[str], list[list[str]]]:
