@@ -6,6 +6,7 @@ import json
 from contextlib import closing
 from functools import cache
 from math import exp, log
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +14,16 @@ import torch
 from torch import Tensor
 
 from ami_agent.ablation.variants import removable, without
+from ami_agent.cli.main import main
 from ami_agent.config import Config, build, override
 from ami_agent.evaluation import policies
 from ami_agent.evaluation.evaluate import check_episodes, evaluate, run_episodes, table_rows
+from ami_agent.evaluation.lifetime_memory import LifetimeMemory
 from ami_agent.recipes import recipe
+from ami_agent.storage import checkpoint
 from ami_agent.storage.memory_files import fingerprint
 from ami_agent.train import train
-from ami_agent.training.collect import PlannerCollector
+from ami_agent.training.collect import CollectBehaviour, PlannerCollector
 from modules.actor.subgoals import RememberedGoalConfig
 from modules.configurator import Task
 from modules.cost.cost import goal_distance
@@ -32,9 +36,10 @@ from modules.memory.lasting import (
     write,
 )
 from modules.types import ConfigError, RememberedStates, Rollout
-from tests.conftest import make_context
+from tests.conftest import error_line, make_context
 from tests.test_fault_tolerance import kill
 
+SHIPPED = Path(__file__).parents[1] / "runs" / "reference" / "two-rooms"
 CONFIG = LastingMemoryConfig(num_slots=3, num_prototypes=2, rate=0.5, same_within=0.25)
 
 
@@ -480,6 +485,82 @@ def test_there_is_nothing_to_save_before_an_episode(tmp_path):
 
 
 # ---- evaluation
+
+
+def test_lifetimes_begin_with_what_a_file_remembers(saved):
+    agent, plans = agent_of(small()), []
+    memory = LifetimeMemory(agent, seeds=[0, 1], load=str(saved))
+    controller = agent.controller(tensors=True)
+    make_policy = policies.agent_policy_factory(
+        agent, "plan", agent.task_spec(""), plans.append, controller
+    )
+    with closing(small().eval_env.build(2)) as env:
+        run_episodes(memory.policy(make_policy, controller, 1), env, 0)
+    first = plans[0].terms["remembered"]
+    assert first[0] < -3  # 10 times almost -1, and what the way costs
+    assert first[1] == 0  # nothing good came there
+
+
+def test_the_memory_of_a_lifetime_does_not_depend_on_when_others_end():
+    """Food is eaten at seed 0 alone, so that the episodes there are shorter."""
+    agent = agent_of(small())
+
+    def remembered(seed: int, num_envs: int) -> dict[int, Memories]:
+        memory = LifetimeMemory(agent, range(seed, seed + num_envs))
+        controller = agent.controller(tensors=True)
+        make_plans = policies.agent_policy_factory(
+            agent, "react", agent.task_spec(""), controller=controller
+        )
+        eats = torch.arange(seed, seed + num_envs)[:, None] == 0
+
+        def make_policy(start: policies.EpisodeStart, number: int):
+            observe, expert = make_plans(start, number), policies.make_expert_policy(start, number)
+
+            def act_fn(obs: Tensor) -> Tensor:
+                observe(obs)
+                return expert(obs) * eats
+
+            return act_fn
+
+        make_policy = memory.policy(make_policy, controller, 2)
+        with closing(small().eval_env.build(num_envs)) as env:
+            run_episodes(make_policy, env, seed, per_env=2, to_reset=True)
+        return memory.last
+
+    together, alone = remembered(0, 2), {**remembered(0, 1), **remembered(1, 1)}
+    assert together.keys() == alone.keys() == {0, 1}
+    assert together[0].costs.min() == -1
+    assert together[1].costs.min() == 0
+    for seed, memories in together.items():
+        for part, own in zip(memories, alone[seed], strict=True):
+            torch.testing.assert_close(part, own)
+
+
+def test_eval_loads_and_saves_lasting_memory(saved, tmp_path, capsys):
+    changes = {
+        "stages.collect": CollectBehaviour(num_envs=4, steps=12),
+        "stages.train_jepa.optim.steps": 2,
+        "tasks.eat.episodes_per_lifetime": 2,
+        "eval_env.options": {"max_episode_steps": 5, "later_episode_steps": 3},
+    }
+    config = override(small(), changes)
+    run, memory, later = (tmp_path / name for name in ("run", "own", "later"))
+    train(config, out=run)
+    flags = ("--mode", "react", "--baselines", "--episodes")
+    assert main([str(x) for x in ("eval", run, *flags, 2, "--save-memory", memory)]) == 0
+    argv = ["eval", run, *flags, 2, "--memory", memory, "--save-memory", later]
+    assert main(list(map(str, argv))) == 0
+    (before, _), (after, _) = map(checkpoint.load, (memory, later))
+    assert before["states"].shape == after["states"].shape == (1, 16, 2)
+    assert after["uses"].max() > before["uses"].max() > 0  # the same states, visited again
+    capsys.readouterr()
+    for argv, message in (
+        (("eval", run, *flags, 4, "--memory", memory), "this controller needs [2, 16, "),
+        (("eval", run, *flags, 4, "--memory", saved), "is the lasting memory of another run"),
+        (("eval", run, *flags, 2, "--save-memory", tmp_path), "exists and is no checkpoint"),
+        (("eval", SHIPPED, *flags, 2, "--memory", memory), "this agent has no lasting memory"),
+    ):
+        assert message in error_line(capsys, *argv)
 
 
 def test_an_evaluation_takes_the_episodes_of_a_lifetime_one_after_the_other():

@@ -154,6 +154,11 @@ class EvalFlags(EpisodeFlags):
     baselines: tuple[Literal["random", "oracle"], ...] = BASELINES
     """Policies that act in the same episodes; the oracle where the environment has one. No name:
     none."""
+    memory: str = ""
+    """Folder of the lasting memory with which the episodes begin, of as many environments as there
+    are lifetimes; written by --save-memory or by controller.save_memory."""
+    save_memory: str = ""
+    """Folder for the lasting memory of the lifetimes when their last episode has ended."""
     compile: bool = False
     """Plan by compiled functions; compiling them takes a minute or more."""
 

@@ -301,7 +301,8 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     print_line(console, text)
     by_mode = evaluate_modes(
         agent, env_config, modes=(flags.mode,), task=flags.task, episodes=flags.episodes,
-        seed=flags.seed, baselines=flags.baselines,
+        seed=flags.seed, baselines=flags.baselines, memory=flags.memory,
+        save_memory=flags.save_memory,
         progress=PolicyProgress(
             ConsoleLogger(console),
             run_dir.recorded_steps(Path(name), config, env_config, flags.task),

@@ -29,6 +29,7 @@ from ami_agent.argument_checks import check_count, check_is
 from ami_agent.config import Config
 from ami_agent.evaluation import policies
 from ami_agent.evaluation.intervals import Estimate, format_percent, mean, rate
+from ami_agent.evaluation.lifetime_memory import LifetimeMemory
 from ami_agent.evaluation.progress import EpisodeProgress, PolicyProgress
 from ami_agent.logger import Logger, format_number
 from ami_agent.training.base import StageRun
@@ -101,10 +102,11 @@ class OutcomeTracker:
 
 def run_episodes(
     make_policy: policies.PolicyFactory, env: EnvAdapter, seed: int,
-    progress: EpisodeProgress | None = None, per_env: int = 1,
+    progress: EpisodeProgress | None = None, per_env: int = 1, to_reset: bool = False,
 ) -> EpisodeResults:  # fmt: skip
     """The first `per_env` episodes in each environment, `[B * per_env]`; those of one environment
-    follow one another."""
+    follow one another. `to_reset`: the step that resets an environment after its last episode is
+    taken too, so that the policy takes up what came of that."""
     obs, info = env.reset(seed)
     trackers = [OutcomeTracker(env) for _ in range(per_env)]
     for later in trackers[1:]:
@@ -119,24 +121,30 @@ def run_episodes(
         for tracker in trackers:
             tracker.update(result)
         lacks_episodes = (episode < per_env - 1) | trackers[-1].running
-        if progress is not None:
-            lengths = torch.stack([tracker.results.length for tracker in trackers])
-            progress.advance(lengths.sum(0), lacks_episodes)
-        if not lacks_episodes.any():
-            break
-        if step == MAX_STEPS * per_env and not env.has_time_limit:
-            raise ConfigError(
-                f"no episode ended within {MAX_STEPS} steps, and the environment states no time "
-                "limit: set one (--env.max-episode-steps STEPS)"
-            )
-        if per_env > 1 and begins.any():
+        if begins.any() and (to_reset or (per_env > 1 and lacks_episodes.any())):
             episode = episode + begins
             for number, tracker in enumerate(trackers):
                 tracker.running |= begins.bool() & (episode == number)
             start = policies.EpisodeStart(env, obs, result.info, begins.bool(), same_task=True)
             act_fn = make_policy(start, seed + step)
+        lacks_episodes = lacks_episodes | (to_reset & (episode < per_env))
+        if progress is not None:
+            lengths = torch.stack([tracker.results.length for tracker in trackers])
+            progress.advance(lengths.sum(0), lacks_episodes)
+        if not lacks_episodes.any():
+            break
+        _check_ends(env, step // per_env)
     columns = zip(*(tracker.results for tracker in trackers), strict=True)
     return EpisodeResults(*(torch.stack(column, 1).flatten(0, 1) for column in columns))
+
+
+def _check_ends(env: EnvAdapter, steps: int) -> None:
+    """Raises ConfigError after so many steps of an episode that perhaps has no end."""
+    if steps == MAX_STEPS and not env.has_time_limit:
+        raise ConfigError(
+            f"no episode ended within {MAX_STEPS} steps, and the environment states no time "
+            "limit: set one (--env.max-episode-steps STEPS)"
+        )
 
 
 def run_many(
@@ -190,12 +198,15 @@ def evaluate(
 
 class EpisodeChoice(NamedTuple):
     """The episodes of an evaluation: of a task, the first one if empty; episode i has seed + i. And
-    which of `BASELINES` act there too."""
+    which of `BASELINES` act there too, and the folders of the lasting memory with which lifetimes
+    begin and end."""
 
     task: str = ""
     episodes: int = 100
     seed: int = FIRST_EVAL_SEED
     baselines: Sequence[str] = BASELINES
+    memory: str = ""
+    save_memory: str = ""
 
 
 def evaluate_modes(
@@ -204,7 +215,8 @@ def evaluate_modes(
 ) -> dict[str, Results]:  # fmt: skip
     """The results of each mode, of random actions and of the oracle where there is one, on the same
     episodes. `choice`: the fields of `EpisodeChoice`."""
-    task, episodes, seed, baseline_names = EpisodeChoice(**choice)
+    chosen = EpisodeChoice(**choice)
+    task, episodes, seed = chosen.task, chosen.episodes, chosen.seed
     check_is("agent", agent, Agent)
     check_is("env", env, EnvConfig, str)
     check_count("episodes", episodes, 1)
@@ -221,8 +233,12 @@ def evaluate_modes(
     by_mode, planning = {}, {}
     progress = progress or PolicyProgress(Logger())
     for mode in modes:
-        by_mode[mode], planning[mode] = _evaluate_mode(agent.eval(), mode, parts, progress)
-    by_baseline = baselines(parts, baseline_names, progress)
+        memory = None
+        if chosen.memory or chosen.save_memory:
+            seeds = [part.seed + i for part in parts for i in range(part.lifetimes)]
+            memory = LifetimeMemory(agent, seeds, chosen.memory, chosen.save_memory)
+        by_mode[mode], planning[mode] = _evaluate_mode(agent.eval(), mode, parts, progress, memory)
+    by_baseline = baselines(parts, chosen.baselines, progress)
     reports_success = any(r.reports_success for r in (*by_mode.values(), *by_baseline.values()))
     summary = partial(
         _summarize_parts, parts=parts, signals=signals, reports_success=reports_success
@@ -277,17 +293,23 @@ class EvalPart(NamedTuple):
         """Consecutive episodes in one environment."""
         return self.task_spec.episodes_per_lifetime
 
+    @property
+    def lifetimes(self) -> int:
+        """How many environments have these episodes."""
+        return self.episodes // self.per_env
+
     def run(
         self, make_policy: policies.PolicyFactory, device: Any,
-        progress: EpisodeProgress | None = None,
+        progress: EpisodeProgress | None = None, to_reset: bool = False,
     ) -> EpisodeResults:  # fmt: skip
-        """The results of these episodes under a policy; lifetime i has seed + i."""
+        """The results of these episodes under a policy; lifetime i has seed + i. `to_reset`: as in
+        `run_episodes`."""
 
         def run_batch(env: EnvAdapter, first: int) -> EpisodeResults:
-            return run_episodes(make_policy, env, self.seed + first, progress, self.per_env)
+            seed = self.seed + first
+            return run_episodes(make_policy, env, seed, progress, self.per_env, to_reset)
 
-        lifetimes = self.episodes // self.per_env
-        return _concatenate(self.env.run_in_batches(lifetimes, run_batch, device, 100))
+        return _concatenate(self.env.run_in_batches(self.lifetimes, run_batch, device, 100))
 
     def env_steps(self, results: EpisodeResults) -> Tensor:
         """The steps in each environment, `[lifetimes]`; one between two episodes."""
@@ -332,7 +354,7 @@ def _summarize_parts(
     """The summary of all parts together, and that of each by the name of its task; None where
     there is but one."""
     summary = partial(summarize, signals=signals, reports_success=reports_success)
-    per_lifetime = [n for part in parts for n in part.episodes // part.per_env * [part.per_env]]
+    per_lifetime = [n for part in parts for n in part.lifetimes * [part.per_env]]
     lifetimes = torch.arange(len(per_lifetime)).repeat_interleave(torch.tensor(per_lifetime))
     sizes = [part.episodes for part in parts]
     columns = (column.split(sizes) for column in results)
@@ -364,13 +386,14 @@ def _by_episode(
 
 
 def _evaluate_mode(
-    agent: Agent, mode: str, parts: Sequence[EvalPart], progress: PolicyProgress
-) -> tuple[EpisodeResults, Results]:
+    agent: Agent, mode: str, parts: Sequence[EvalPart], progress: PolicyProgress,
+    memory: LifetimeMemory | None,
+) -> tuple[EpisodeResults, Results]:  # fmt: skip
     """The results, how often the agent planned and violated a constraint, and how long it took."""
     times: list[float] = []
     plans: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the seed of a batch
 
-    def policy_factory(task_spec: TaskSpec) -> policies.PolicyFactory:
+    def policy_factory(part: EvalPart) -> policies.PolicyFactory:
         makers: list[policies.PolicyFactory] = []  # of each batch, the last one is acting
 
         def make_policy(start: policies.EpisodeStart, batch_seed: int) -> ActFn:
@@ -380,13 +403,24 @@ def _evaluate_mode(
                 def on_plan(plan: Plan) -> None:
                     step_flags.append((plan.planned, plan.violation > 0))
 
-                makers.append(policies.agent_policy_factory(agent, mode, task_spec, on_plan))
+                controller = agent.controller(tensors=True)
+                maker = policies.agent_policy_factory(
+                    agent, mode, part.task_spec, on_plan, controller
+                )
+                if memory is not None:
+                    maker = memory.policy(maker, controller, part.per_env)
+                makers.append(maker)
             return timed(makers[-1](start, batch_seed), times)
 
         return make_policy
 
-    with progress.policy(mode, sum(part.episodes // part.per_env for part in parts)) as bar:
-        by_part = [part.run(policy_factory(part.task_spec), agent.device, bar) for part in parts]
+    with progress.policy(mode, sum(part.lifetimes for part in parts)) as bar:
+        by_part = [
+            part.run(policy_factory(part), agent.device, bar, to_reset=memory is not None)
+            for part in parts
+        ]
+    if memory is not None:
+        memory.save()
     results = _concatenate(by_part)
     progress.logger.info(f"evaluate, {mode}: the time of single actions")
     steps = [part.env_steps(found) for part, found in zip(parts, by_part, strict=True)]
@@ -406,7 +440,7 @@ def _run_parts(
     progress: PolicyProgress,
 ) -> EpisodeResults:  # fmt: skip
     """The results of a policy of that name, which runs on the CPU, in all parts."""
-    with progress.policy(name, sum(part.episodes // part.per_env for part in parts)) as bar:
+    with progress.policy(name, sum(part.lifetimes for part in parts)) as bar:
         return _concatenate([part.run(make_policy, "cpu", bar) for part in parts])
 
 

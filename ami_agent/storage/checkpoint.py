@@ -45,8 +45,7 @@ def save(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
     without NaN. Raises CheckpointNotWritten if the disk is full or not writable, ConfigError if the
     folder exists and is no checkpoint."""
     metadata = json.loads(json.dumps(dict(metadata), allow_nan=False))  # fails before it writes
-    if folder.exists() and not (folder / METADATA).is_file():
-        raise ConfigError(f"{folder} exists and is no checkpoint: choose another name")
+    check_replaceable(folder)
     tmp, backup = _hidden_path(folder, UNFINISHED), _hidden_path(folder, REPLACED)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +63,12 @@ def save(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
         raise CheckpointNotWritten(
             f"{folder} was not written ({error}); it needs {needed:.1f} MiB of free disk"
         ) from error
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises ConfigError if the folder exists and is no checkpoint."""
+    if folder.exists() and not (folder / METADATA).is_file():
+        raise ConfigError(f"{folder} exists and is no checkpoint: choose another name")
 
 
 def load(
