@@ -70,12 +70,12 @@ def mode_record(episode: ProjectedEpisode, sheet: np.ndarray) -> Json:
         ],
         "terms": [name.replace("critic_", "critic of ") for name in terms],
         "colors": list(term_colors(terms).values()),
-        "errorByHorizon": _numbers(episode.prediction_error.by_horizon),
+        "errorByHorizon": numbers(episode.prediction_error.by_horizon),
         "steps": steps,
-        "path": _points(episode.path),
+        "path": points(episode.path),
         "panels": _panels([step.panels for step in episode.projected_steps]),
         "frames": [_frame(step, float(error)) for step, error in by_step],
-        "sheet": _data_uri(picture, _smallest_encoding([picture])),
+        "sheet": data_uri(picture, _smallest_encoding([picture])),
     }
 
 
@@ -83,24 +83,24 @@ def critic_overlay(critic_map: CriticMap) -> Json:
     """What the page needs of a critic map."""
     low, high = value_range(critic_map)
     image = Image.fromarray(draw_critic_overlay(critic_map))
-    return {"image": _data_uri(image, ENCODINGS[0]), "colors": CRITIC_COLORS,
-            "low": _number(low), "high": _number(high), "unit": critic_map.unit}  # fmt: skip
+    return {"image": data_uri(image, ENCODINGS[0]), "colors": CRITIC_COLORS,
+            "low": number(low), "high": number(high), "unit": critic_map.unit}  # fmt: skip
 
 
 def _frame(step: ProjectedStep, error: float) -> Json:
     recorded = step.recorded
     step_energies = np.array(list(recorded.step_energies.values())).T  # [H, terms]
     return {
-        "candidates": [_points(states) for states in step.candidates],
+        "candidates": [points(states) for states in step.candidates],
         "numCandidates": len(recorded.candidate_energies),
         "otherCandidates": _other_candidates(recorded),
-        "planned": _points(step.planned),
-        "subgoals": [_points(plan) for plan in step.upper_plans],
-        "terms": _numbers(recorded.terms.values()),
-        "stepEnergies": [_numbers(energies) for energies in step_energies],
-        "bestEnergies": _numbers(recorded.best_energies),
-        "criticValue": _number(recorded.critic_value),
-        "predictionError": _number(error),
+        "planned": points(step.planned),
+        "subgoals": [points(plan) for plan in step.upper_plans],
+        "terms": numbers(recorded.terms.values()),
+        "stepEnergies": [numbers(energies) for energies in step_energies],
+        "bestEnergies": numbers(recorded.best_energies),
+        "criticValue": number(recorded.critic_value),
+        "predictionError": number(error),
         **_search_tree(recorded.search_tree),
     }
 
@@ -109,7 +109,7 @@ def _search_tree(tree: SearchTree | None) -> Json:
     if tree is None:
         return {}
     choices, planned = tree.choices.tolist(), tree.planned.tolist()
-    return {"tree": {"choices": choices, "energies": _numbers(tree.energies), "planned": planned}}
+    return {"tree": {"choices": choices, "energies": numbers(tree.energies), "planned": planned}}
 
 
 def _other_candidates(step: RecordedStep) -> list[list[float | None]]:
@@ -120,7 +120,7 @@ def _other_candidates(step: RecordedStep) -> list[list[float | None]]:
     is_candidate = bool((gaps <= SAME_ENERGY_TOLERANCE * (abs(energy_chosen) + 1)).any())
     chosen_index = int(np.nanargmin(gaps)) if is_candidate else -1
     order = [n for n in np.argsort(energies, kind="stable").tolist() if n != chosen_index]
-    return [[n, _number(energies[n])] for n in order if np.isfinite(energies[n])]
+    return [[n, number(energies[n])] for n in order if np.isfinite(energies[n])]
 
 
 def _panels(steps: Sequence[Sequence[Any]]) -> list[Json]:
@@ -135,7 +135,7 @@ def _panels(steps: Sequence[Sequence[Any]]) -> list[Json]:
             "name": panels[0].name, "width": width, "height": height,
             "overlaid": panels[0].overlaid, "axes": panels[0].axis_labels,
             "shown": [numbers[panel.picture.tobytes()] for panel in panels],
-            "images": [_data_uri(image, encoding) for image in images],
+            "images": [data_uri(image, encoding) for image in images],
         })  # fmt: skip
     return panels_json
 
@@ -189,23 +189,24 @@ def _downscale(picture: Image.Image, side: float) -> Image.Image:
     return image
 
 
-def _data_uri(image: Image.Image, encoding: Encoding) -> str:
+def data_uri(image: Image.Image, encoding: Encoding) -> str:
     name, encode = encoding
     return f"data:image/{name};base64,{base64.b64encode(encode(image)).decode()}"
 
 
-def _points(positions: np.ndarray) -> list[float]:
+def points(positions: np.ndarray) -> list[float]:
     """`[N, 2]` -> x, y, x, y, ..., to a tenth of a pixel."""
-    return [round(float(number), 1) for number in positions.reshape(-1)]
+    return [round(float(value), 1) for value in positions.reshape(-1)]
 
 
-def _numbers(numbers: Any) -> list[float | None]:
-    return [_number(number) for number in numbers]
+def numbers(values: Any) -> list[float | None]:
+    """The numbers as JSON has them."""
+    return [number(value) for value in values]
 
 
-def _number(number: float) -> float | None:
+def number(value: float) -> float | None:
     """The number to four digits; None where it is not finite, which JSON can't express."""
-    return float(f"{number:.4g}") if np.isfinite(number) else None
+    return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
 def write(
@@ -215,7 +216,7 @@ def write(
     data: Mapping[str, Any] = {
         "seeds": [
             {"name": f"seed {mode_records[0]['seed']}", "description": projector.description,
-             "error": _number(projector.error), "overlays": overlays, "modes": mode_records}
+             "error": number(projector.error), "overlays": overlays, "modes": mode_records}
             for mode_records, projector, overlays in seed_records
         ]
     }  # fmt: skip
