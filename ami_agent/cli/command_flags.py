@@ -173,10 +173,12 @@ class ShowFlags(EpisodeFlags):
     mp4: bool = False
     """Films as mp4 as well as GIF; needs ffmpeg (extra `film`)."""
     live: bool = False
-    """Draw each step while the agent acts, in the terminal and on a page of this machine, and write
-    no pictures."""
+    """Draw each step while the agent acts in the terminal, serve a workbench to browsers of this
+    machine, and write no pictures."""
     port: Annotated[int, (0, 65_535)] = 0
-    """The port of that page; a free one if not given."""
+    """The port of the workbench; a free one if not given."""
+    beside: str = ""
+    """The folder of another run, whose agent plans in the same states on the workbench."""
     out: str = ""
     """Folder of the pictures; show/ in the run folder if not given."""
     device: Device = "auto"
@@ -189,6 +191,8 @@ class ShowFlags(EpisodeFlags):
             raise ConfigError("--live writes no pictures: leave --mp4 and --out away")
         if self.port and not self.live:
             raise ConfigError("--port is the port of the page that --live serves: give --live too")
+        if self.beside and not self.live:
+            raise ConfigError("--beside is for the workbench that --live serves: give --live too")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -337,7 +337,7 @@ def _eval_env_config(config: Config, env_id: str, variant: str) -> EnvConfig:
 
 def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.viewer import EpisodeSelection, show  # drawing is slow to import
-    from ami_agent.viewer.live import show_live, wait_for_interrupt
+    from ami_agent.viewer.live import PageOptions, show_live, wait_for_interrupt
 
     flags, config, agent = _load(name, ShowFlags(), argv, "ami show DIR", console)
     env_config = _eval_env_config(config, flags.env, flags.variant)
@@ -345,8 +345,14 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     recorded_steps = run_dir.recorded_steps(Path(name), config, env_config, flags.task)
     selection = EpisodeSelection(task=flags.task, recorded_steps=recorded_steps, **options)
     if flags.live:
+        beside = None
+        if flags.beside:
+            its_config = run_dir.config_of(Path(flags.beside), flags.imports, flags.trust)
+            second = run_dir.load(flags.beside, resolve_device(flags.device), its_config)
+            beside = flags.beside, second, its_config
         recorded = show_live(
-            agent, env_config, console, selection, port=flags.port,
+            agent, env_config, console, selection,
+            page=PageOptions(port=flags.port, config=config, beside=beside),
             wait=partial(wait_for_interrupt, console),
         )  # fmt: skip
         write_results(

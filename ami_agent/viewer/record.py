@@ -56,6 +56,7 @@ class RecordedStep(NamedTuple):
     best_energies: np.ndarray  # the lowest energy so far after each evaluation of the search
     critic_value: float  # of the current state, in the critics' unit
     search_tree: SearchTree | None  # None of planners that search no tree, and in Mode-1
+    action: Tensor  # [A]: the one that is executed
 
 
 class RecordedEpisode(NamedTuple):
@@ -268,7 +269,7 @@ class _Recorder:
                     self.step, pictures[i], candidates[i], energies[i], planned[i], upper_plans[i],
                     {name: float(term[i]) for name, term in plan.terms.items()},
                     {name: term[i] for name, term in step_energies.items()}, best_energies[i],
-                    float(critic_values[i]), trees[i],
+                    float(critic_values[i]), trees[i], plan.action[i].cpu(),
                 )
             )  # fmt: skip
         if self.callback is not None:

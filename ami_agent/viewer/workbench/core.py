@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ class Node(NamedTuple):
     parent: int | None
     moment: Moment
     thoughts: Mapping[int, Thought]  # by side
-    before: Mapping[int, Thought] = {}  # noqa: RUF012  before the last change, by side
+    before: Mapping[int, Thought] = MappingProxyType({})  # before the last change, by side
     label: str = ""  # of the change that made it; empty after a step
     gesture: str = ""  # of the drag that made it
     action: Tensor | None = None  # [1, A] that led here
@@ -57,7 +58,9 @@ class Node(NamedTuple):
 class Side:
     """An agent with settings: the first acts, the second plans in the same moments."""
 
-    def __init__(self, name: str, agent: Agent, config: Config | None, projector: Projector) -> None:
+    def __init__(
+        self, name: str, agent: Agent, config: Config | None, projector: Projector
+    ) -> None:
         self.name, self.projector = name, projector
         self.variants = Variants(agent, config)
 
@@ -169,7 +172,9 @@ class Workbench:
         """A second side with the settings of the first, or none."""
         if is_on and len(self.sides) == 1:
             first = self.sides[0]
-            side = Side("other settings", first.variants.base, first.variants.config, first.projector)
+            side = Side(
+                "other settings", first.variants.base, first.variants.config, first.projector
+            )
             self.sides.append(side)
             self.settings.append(self.settings[0])
         elif not is_on:
@@ -283,9 +288,7 @@ class Workbench:
             settings, agent, task, context, state, plan, controller.episode, best, value, seconds
         )
 
-    def _controller(
-        self, side: int, agent: Agent, parent: int | None, seed: int
-    ) -> Controller:
+    def _controller(self, side: int, agent: Agent, parent: int | None, seed: int) -> Controller:
         """A controller of the agent that has perceived the moments up to `parent`."""
         controller = agent.controller(1, seed=seed, tensors=True)
         passed = []
@@ -308,9 +311,7 @@ class Workbench:
         settings = self.settings[side]
         return settings.to_task(self.sides[side].task_spec(settings, self.task), moment.goal)
 
-    def _set_task(
-        self, controller: Controller, side: int, parent: int | None, task: Task
-    ) -> None:
+    def _set_task(self, controller: Controller, side: int, parent: int | None, task: Task) -> None:
         """Sets the task, unless the controller goes on with the plans for the same one."""
         before = None if parent is None else self.nodes[parent].thoughts.get(side)
         if (
@@ -338,9 +339,7 @@ class Workbench:
             middle = agent.world_model.imagine(thought.state, fixed[:, None]).states[:, 0, -1]
             rest = context._replace(horizon=horizon - step - 1, mode="plan", noise=None)
             rest = agent.evaluator.with_noise(rest, torch.Generator().manual_seed(0))
-            replanned, _ = agent.actors["plan"](
-                middle, rest, agent.actors["plan"].initial_carry(0)
-            )
+            replanned, _ = agent.actors["plan"](middle, rest, agent.actors["plan"].initial_carry(0))
             actions = torch.cat([fixed, replanned.actions], 1)
         edited = agent.evaluator.best_plan(thought.state, actions[:, None], context)
         edited = edited._replace(

@@ -111,7 +111,9 @@ def _path(bench: Workbench, node: Node) -> np.ndarray:
 
 def _drawn_by(first: Side, side: Side) -> bool:
     """Whether the states of the side are drawn in the same picture."""
-    same = isinstance(first.projector, ProbeProjector) and isinstance(side.projector, ProbeProjector)
+    same = isinstance(first.projector, ProbeProjector) and isinstance(
+        side.projector, ProbeProjector
+    )
     return same or side.projector is first.projector
 
 
@@ -177,5 +179,3 @@ def _data_uri(panel: Panel) -> str:
     image.thumbnail((PLANE_SIZE, PLANE_SIZE), Image.Resampling.BOX)
     image.save(file, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ami_agent.adapters.env import EnvAdapter, EnvConfig, HasFactors, Info
+from ami_agent.adapters.vector_env import read_numbers
 from ami_agent.evaluation.evaluate import SUCCESS_NAMES
 from ami_agent.evaluation.policies import EpisodeStart, TaskTracker
-from ami_agent.adapters.vector_env import read_numbers
 from ami_agent.probing.data import factors_of
 from ami_agent.viewer.camera import Camera, Pictures
 from ami_agent.viewer.projectors import Renderable

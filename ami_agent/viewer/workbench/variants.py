@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import isfinite
 from typing import Any, TypeAlias
 
@@ -81,9 +82,7 @@ def _number(label: str, value: Value, maximum: float) -> float:
     except (TypeError, ValueError):
         number = float("nan")
     if isinstance(value, bool) or not (isfinite(number) and 0 <= number <= maximum):
-        raise ConfigError(
-            f"{label} is {shorten(value)}; it must be a number from 0 to {maximum:g}"
-        )
+        raise ConfigError(f"{label} is {shorten(value)}; it must be a number from 0 to {maximum:g}")
     return number
 
 
@@ -114,13 +113,13 @@ class Variants:
         """The name of the class that plans in the agent's run."""
         return type(self.base.planner).__name__
 
-    @property
+    @cached_property
     def planners(self) -> list[str]:
         """The planners that there are, the agent's own first."""
         others = [] if self.config is None else component_choices()[PLANNER]
         return list(dict.fromkeys([self.planner, *others]))
 
-    @property
+    @cached_property
     def removable(self) -> list[str]:
         """The parts that may be taken out: those that matter when the agent acts, each once."""
         if self.config is None:
