@@ -104,9 +104,7 @@ def show_live(
             (step,) = projected.projected_steps
             title = f"seed {recorded_episode.seed}, {drawing.caption(projected, step)}"
             show(projected, [Line(title), *describe(step.recorded)])
-            server.follow(
-                recorded_episode.seed, step.recorded.action[None], f"The agent acts: {title}"
-            )
+            server.follow(step.recorded.action[None], f"The agent acts: {title}")
 
         def show(projected: ProjectedEpisode, lines: Sequence[Line]) -> None:
             (picture,) = drawing.film(projected)
@@ -154,7 +152,7 @@ def _serve(
         name = f"{config.id} {config.variant}".strip()
         levels = "" if agent.subgoals is None else agent.subgoals.description
         description = [bench.simulator.env.description, levels]
-        bench.begin(selection.seed)
+        bench.begin_own(selection.seed)
         start = describe_workbench(bench, f"{name}: workbench", description)
         with WorkbenchServer(bench, start, page.port) as server:
             yield server

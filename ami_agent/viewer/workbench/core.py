@@ -83,7 +83,8 @@ class Workbench:
         self.simulator = Simulator(config, camera, sides[0].variants.base.task_spec(task))
         for side in sides:
             check_same_spaces(side.variants.base.spec, self.simulator.env.spec, config)
-        self.settings = [PlanSettings(mode=mode) for _ in sides]
+        self.own_settings = [PlanSettings(mode=mode) for _ in sides]
+        self.settings = list(self.own_settings)
         self.nodes: dict[int, Node] = {}
         self.children: dict[int | None, list[int]] = {None: []}
         self.current, self._next_id = 0, 0
@@ -104,28 +105,28 @@ class Workbench:
 
     def begin(self, seed: int) -> None:
         """The first moment of the episode of this seed is shown."""
-        moment = self.simulator.begin(seed)
-        node = self._add(None, moment, label=f"seed {seed}")
-        self.tip = self.current = node.id
-        self._show(node)
+        self._show(self._begin(seed, self.settings))
 
-    def follow(self, seed: int, action: Tensor) -> None:
-        """The episode that the agent acts in by itself goes on by an action `[1, A]`. It is shown
-        unless something else is."""
-        shown = self.current == self.tip
+    def begin_own(self, seed: int, is_shown: bool = True) -> None:
+        """The agent begins an episode in which it acts by itself, with the settings of its run."""
+        node = self._begin(seed, self.own_settings)
+        self.tip = node.id
+        if is_shown:
+            self._show(node)
+
+    def follow(self, action: Tensor, is_shown: bool = True) -> None:
+        """The episode in which the agent acts by itself goes on by an action `[1, A]`."""
         tip = self.nodes[self.tip]
-        if tip.moment.seed != seed or tip.moment.done:
-            return
-        child = self._child(tip, action) or self._step(tip, action)
+        child = self._child(tip, action) or self._step(tip, action, self.own_settings)
         self.tip = child.id
-        if shown:
+        if is_shown:
             self._show(child)
 
     def step(self) -> None:
         """The first action of the plan is executed."""
         node = self.node
         action = node.thoughts[0].plan.action
-        self._show(self._child(node, action) or self._step(node, action))
+        self._show(self._child(node, action) or self._step(node, action, self.settings))
 
     def back(self) -> None:
         """The moment before is shown."""
@@ -160,12 +161,15 @@ class Workbench:
         edited = self._edit(node.thoughts[0], step, action)
         self._vary(f"action {step + 1}", thoughts={**node.thoughts, 0: edited})
 
-    def place(self, what: str, xy: tuple[float, float], gesture: str) -> None:
+    def place(
+        self, what: str, xy: tuple[float, float], gesture: str, is_final: bool = True
+    ) -> None:
         """The agent or the goal is put at a position in pixels; `gesture`: of the drag that this
-        belongs to, whose last position alone is kept."""
-        if what not in ("agent", "goal"):
-            raise ConfigError("only the agent or the goal can be dragged")
-        moment = self.simulator.place(self.node.moment, what, np.array(xy))
+        belongs to, whose last position alone is kept. The picture is drawn anew if this
+        `is_final`."""
+        if what not in ("agent", "goal") or not np.isfinite(xy).all():
+            raise ConfigError("only the agent or the goal can be dragged, to a position")
+        moment = self.simulator.place(self.node.moment, what, np.array(xy), is_final)
         self._vary(f"{what} moved", moment=moment, gesture=gesture)
 
     def compare(self, is_on: bool) -> None:
@@ -179,6 +183,7 @@ class Workbench:
             self.settings.append(self.settings[0])
         elif not is_on:
             self.sides, self.settings = self.sides[:1], self.settings[:1]
+        self.own_settings = [self.own_settings[0]] * len(self.sides)
         self._show(self.node)
 
     # how it is done
@@ -217,21 +222,28 @@ class Workbench:
                 return child
         return None
 
-    def _step(self, node: Node, action: Tensor) -> Node:
+    def _begin(self, seed: int, settings: Sequence[PlanSettings]) -> Node:
+        self._check_room()
+        moment = self.simulator.begin(seed)
+        thoughts = self._think_all(settings, None, moment)
+        return self._keep(Node(self._next_id, None, moment, thoughts, label=f"seed {seed}"))
+
+    def _step(self, node: Node, action: Tensor, settings: Sequence[PlanSettings]) -> Node:
         self._check_room()
         moment = self.simulator.step(node.moment, action)
-        return self._add(node.id, moment, action=action)
+        thoughts = self._think_all(settings, node.id, moment)
+        return self._keep(Node(self._next_id, node.id, moment, thoughts, action=action))
 
     def _check_room(self) -> None:
         if len(self.nodes) >= MAX_NODES:
             raise ConfigError(f"the workbench keeps {MAX_NODES} moments, and that many there are")
 
-    def _add(self, parent: int | None, moment: Moment, **parts: Any) -> Node:
-        thoughts = {
-            side: self._think(side, self.settings[side], parent, moment)
-            for side in range(len(self.sides))
+    def _think_all(
+        self, settings: Sequence[PlanSettings], parent: int | None, moment: Moment
+    ) -> dict[int, Thought]:
+        return {
+            side: self._think(side, chosen, parent, moment) for side, chosen in enumerate(settings)
         }
-        return self._keep(Node(self._next_id, parent, moment, thoughts, **parts))
 
     def _keep(self, node: Node) -> Node:
         if node.id not in self.nodes:
@@ -246,8 +258,8 @@ class Workbench:
         settings: Mapping[int, PlanSettings] | None = None,
         thoughts: Mapping[int, Thought] | None = None, branch: bool = False,
     ) -> None:  # fmt: skip
-        """Shows a variant of the current moment. It takes the place of the moment where nothing
-        follows from that, and no person moved anything; else it stands beside it."""
+        """Shows a variant of the current moment. It takes the place of the moment where that is the
+        last of its branch and nothing was moved; else it stands beside it."""
         node, new_moment = self.node, moment or self.node.moment
         chosen = {**dict(enumerate(self.settings)), **(settings or {})}
         if thoughts is None:
@@ -258,7 +270,8 @@ class Workbench:
                 for side in chosen
             }
         goes_on = bool(gesture) and gesture == node.gesture
-        in_place = goes_on or not (branch or moment or self.children[node.id])
+        is_needed = self.children[node.id] or node.id in (self.tip, self.pinned)
+        in_place = goes_on or not (branch or moment or is_needed)
         before = node.before if goes_on else node.thoughts
         varied = node._replace(moment=new_moment, thoughts=thoughts, before=before)
         if not in_place:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +18,7 @@ from ami_agent.viewer.projectors import PLANE_SIZE, Panel, ProbeProjector
 from ami_agent.viewer.workbench.core import Node, Side, Thought, Workbench
 from modules.cost.cost import Cost
 
+MAX_CACHED = 64  # pictures, and plans, that are kept as JSON
 MAX_CANDIDATES = 64  # futures that are drawn
 MAX_STEPS = 400  # moments of a branch that are exported: every n-th of a longer one
 NO_RISK = "this agent's world model has no latent variables, so it predicts one future"
@@ -43,7 +46,7 @@ def describe(bench: Workbench) -> Json:
         "version": bench.version,
         "node": describe_node(bench, node),
         "pinned": None if pinned is None else describe_node(bench, pinned),
-        "obstacles": bench.simulator.obstacles(node.moment),
+        "obstacles": bench.simulator.obstacles,
         "sides": [_side(side, node.thoughts.get(n)) for n, side in enumerate(bench.sides)],
         "branches": [_branch(branch) for branch in bench.branches()],
         "tip": bench.tip,
@@ -101,7 +104,7 @@ def describe_node(bench: Workbench, node: Node) -> Json:
 def _path(bench: Workbench, node: Node) -> np.ndarray:
     """The positions `[T, 2]` from where the agent was last put by hand."""
     path, first = bench.path(node), bench.sides[0].projector
-    start = max(n for n, each in enumerate(path) if n == 0 or not each.moment.actions)
+    start = max(n for n, each in enumerate(path) if n == 0 or each.moment.moved)
     moments = [each.moment for each in path[start:]]
     if isinstance(first, ProbeProjector):
         return first.xy(np.stack([moment.factors for moment in moments]))
@@ -118,6 +121,12 @@ def _drawn_by(first: Side, side: Side) -> bool:
 
 
 def _thought(side: Side, thought: Thought, is_drawn: bool) -> Json:
+    """A plan as the page draws it."""
+    made: Json = THOUGHTS.get_or_make(thought, lambda: _describe(side, thought, is_drawn))
+    return made
+
+
+def _describe(side: Side, thought: Thought, is_drawn: bool) -> Json:
     plan, context = thought.plan, thought.context
 
     def drawn(states: Tensor) -> list[list[float | None]]:
@@ -174,7 +183,27 @@ def _points(positions: np.ndarray) -> list[float | None]:
     ]
 
 
+class _Cache(OrderedDict[int, tuple[object, Any]]):
+    """What was made of objects lately."""
+
+    def get_or_make(self, source: object, make: Callable[[], Any]) -> Any:
+        """What was made of the same object, or what `make` returns."""
+        if id(source) not in self or self[id(source)][0] is not source:
+            self[id(source)] = source, make()
+            if len(self) > MAX_CACHED:
+                self.popitem(last=False)
+        return self[id(source)][1]
+
+
+PICTURES, THOUGHTS = _Cache(), _Cache()
+
+
 def _data_uri(panel: Panel) -> str:
+    """The picture as an address."""
+    return str(PICTURES.get_or_make(panel.picture, lambda: _encode(panel)))
+
+
+def _encode(panel: Panel) -> str:
     image, file = Image.fromarray(panel.picture), io.BytesIO()
     image.thumbnail((PLANE_SIZE, PLANE_SIZE), Image.Resampling.BOX)
     image.save(file, "PNG", compress_level=1)

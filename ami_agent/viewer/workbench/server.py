@@ -36,7 +36,7 @@ MAX_HEAD_BYTES, MAX_BODY_BYTES, TIMEOUT = 16_384, 65_536, 5.0
 """Bytes of a request's head and of a change, and seconds for a client to send one part of it or to
 accept a response."""
 BODY_SECONDS = 120.0  # for all parts of a request
-MAX_CLIENT = 64  # characters of the name that a page gives itself
+MAX_CLIENT = 100  # characters of the names that a page gives itself and its drags
 HOSTS = ("localhost", "127.0.0.1", "[::1]")  # names in the Host header that are answered
 BUSY_RESPONSE = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n"
 HEADERS = {
@@ -69,7 +69,10 @@ COMMANDS: Mapping[str, Callable[[Workbench, Message], None]] = {
     "change": lambda bench, m: bench.change(m["side"], m["setting"], m["name"], m["value"]),
     "edit": lambda bench, m: bench.edit_action(m["step"], m["action"]),
     "place": lambda bench, m: bench.place(
-        m["what"], (float(m["x"]), float(m["y"])), str(m["gesture"])
+        m["what"],
+        (float(m["x"]), float(m["y"])),
+        str(m["gesture"])[:MAX_CLIENT],
+        m["final"] is True,
     ),
     "take": lambda bench, m: None,
 }
@@ -302,22 +305,19 @@ class WorkbenchServer(ThreadingHTTPServer):
         except Exception as error:  # code of a component may raise anything; the page goes on
             raise ConfigError(f"{type(error).__name__}: {error}") from None
 
-    def follow(self, seed: int, action: Tensor, status: str) -> None:
-        """The episode that the agent acts in by itself goes on, by an action `[1, A]`; `status`
-        says so."""
+    def follow(self, action: Tensor, status: str) -> None:
+        """The episode in which the agent acts by itself goes on, by an action `[1, A]`; `status`
+        says so. It is shown until a page acts."""
         with self.work:
             with suppress(ConfigError):
-                self.bench.follow(seed, action)
+                self.bench.follow(action, is_shown=not self.actor)
             self.status = status
             self._publish()
 
     def begin(self, seed: int) -> None:
         """The agent begins another episode by itself; it is shown where no page acts."""
         with self.work:
-            shown = self.bench.current
-            self.bench.begin(seed)
-            if self.actor:
-                self.bench.go_to(shown)
+            self.bench.begin_own(seed, is_shown=not self.actor)
             self._publish()
 
     def say(self, status: str) -> None:

@@ -40,6 +40,7 @@ class Moment(NamedTuple):
     total_reward: float
     success: bool | None  # at this step; None where the environment does not report it
     done: bool
+    moved: bool = False  # the agent was put here by hand
 
 
 class Simulator:
@@ -54,6 +55,10 @@ class Simulator:
         """Where `env` is."""
         unwrapped = self.env.unwrapped
         self.has_positions = isinstance(unwrapped, Renderable) and isinstance(unwrapped, HasFactors)
+        self.moving = np.arange(0)
+        """The indices of the factors that move the agent in the picture."""
+        self.obstacles: dict[str, str] = {}
+        """Why the agent or the goal can't be dragged; empty text where it can."""
 
     def _build(self) -> EnvAdapter:
         return self.config.build(1, **({} if self.camera is None else self.camera.options))
@@ -66,14 +71,20 @@ class Simulator:
     def begin(self, seed: int) -> Moment:
         """The first moment of the episode of this seed."""
         self.current = None
-        return self._reset(self.env, seed, {})
+        moment = self._reset(self.env, seed, {})
+        self.obstacles = self._find_obstacles(moment)
+        return moment
 
-    def _reset(self, env: EnvAdapter, seed: int, options: Mapping[str, np.ndarray]) -> Moment:
+    def _reset(
+        self, env: EnvAdapter, seed: int, options: Mapping[str, np.ndarray],
+        pictures: Pictures | None = None,
+    ) -> Moment:  # fmt: skip
         obs, info = env.reset(seed, **options)
         task = TaskTracker(self.task_spec).task(EpisodeStart(env, obs, info), "plan")
         self.current = Moment(
             seed, options, (), 0, obs, None, task.goal, self._factors(env, info),
-            self._goal_factors(info), self._pictures(env), 0.0, None, False,
+            self._goal_factors(info), self._pictures(env) if pictures is None else pictures, 0.0,
+            None, False,
         )  # fmt: skip
         return self.current
 
@@ -96,6 +107,7 @@ class Simulator:
             total_reward=moment.total_reward + float(signals[0, 0]),
             success=None if success.isnan() else bool(success == 1),
             done=bool(result.done[0]),
+            moved=False,
         )
         return self.current
 
@@ -117,10 +129,11 @@ class Simulator:
             )
         self.env, self.spare, self.current = env, self.env, moment
 
-    def place(self, moment: Moment, what: str, xy: np.ndarray) -> Moment:
+    def place(self, moment: Moment, what: str, xy: np.ndarray, is_final: bool = True) -> Moment:
         """The moment with the agent or the goal at the position `[2]`, in pixels of its picture;
-        the rest is as it is, and the time limit begins anew. ConfigError where that can't be."""
-        if reason := self.obstacles(moment)[what]:
+        the rest is as it is, and the time limit begins anew. Unless this `is_final`, the picture
+        stays too, as drawing it takes time. ConfigError where that can't be."""
+        if reason := self.obstacles[what]:
             raise ConfigError(reason)
         factors, goal_factors = moment.factors, moment.goal_factors
         if what == "agent":
@@ -132,26 +145,29 @@ class Simulator:
         if goal_factors is not None:
             options["goal_factors"] = goal_factors[None]
         self.current = None
+        pictures = None if is_final else moment.pictures
         try:
-            placed = self._reset(self.env, moment.seed, options)
+            placed = self._reset(self.env, moment.seed, options, pictures)
         except ValueError as error:
             raise ConfigError(f"the {what} can't be there: {error.__cause__ or error}") from None
         goal = placed.goal if self.task_spec.goal_source == "env" else moment.goal
         self.current = placed._replace(
-            step=moment.step, total_reward=moment.total_reward, goal=goal
-        )
+            step=moment.step, total_reward=moment.total_reward, goal=goal,
+            moved=moment.moved or what == "agent",
+        )  # fmt: skip
         return self.current
 
-    def obstacles(self, moment: Moment) -> dict[str, str]:
-        """Why the agent or the goal can't be dragged; empty where it can."""
+    def _find_obstacles(self, moment: Moment) -> dict[str, str]:
+        """Why the agent or the goal can't be dragged, at the first moment of an episode; empty
+        where it can."""
         name = self.config.id
         if not self.has_positions:
             no_position = f"{name} tells no positions, so nothing can be dragged in it"
             return {"agent": no_position, "goal": no_position}
-        reasons = {"agent": "", "goal": ""}
-        if len(self._moving(moment.factors)) != 2:
+        self.moving = np.flatnonzero(np.abs(self._slope(moment.factors)).max(0) > 1e-6)
+        reasons, goal = {"agent": "", "goal": ""}, moment.goal_factors
+        if len(self.moving) != 2:
             reasons["agent"] = f"the agent of {name} has no position in a plane"
-        goal = moment.goal_factors
         if goal is None:
             reasons["goal"] = f"{name} has no goal that can be dragged"
         elif self._differs_in_more(moment.factors, goal):
@@ -159,19 +175,15 @@ class Simulator:
         return reasons
 
     def _differs_in_more(self, factors: np.ndarray, goal: np.ndarray) -> bool:
-        if goal.shape != factors.shape or len(self._moving(goal)) != 2:
+        if goal.shape != factors.shape or len(self.moving) != 2:
             return True
         num_positions = len(factors) - getattr(self.env.unwrapped, "num_velocities", 0)
-        others = np.setdiff1d(np.arange(num_positions), self._moving(goal))
+        others = np.setdiff1d(np.arange(num_positions), self.moving)
         return not np.allclose(factors[others], goal[others], atol=SAME_FACTOR)
 
     def xy(self, factors: np.ndarray) -> np.ndarray:
         """Factors `[..., F]` -> positions `[..., 2]` in pixels."""
         return np.asarray(self.env.unwrapped.factors_to_pixels(factors), dtype=np.float64)
-
-    def _moving(self, factors: np.ndarray) -> np.ndarray:
-        """The indices of the factors that move the agent in the picture."""
-        return np.flatnonzero(np.abs(self._slope(factors)).max(0) > 1e-6)
 
     def _slope(self, factors: np.ndarray) -> np.ndarray:
         """The derivative `[2, F]` of the position by the factors."""
@@ -181,8 +193,7 @@ class Simulator:
 
     def _factors_at(self, factors: np.ndarray, xy: np.ndarray) -> np.ndarray:
         """The factors `[F]` with the position nearest to `[2]` in pixels (Newton's method)."""
-        found = factors.astype(np.float64)
-        moving = self._moving(factors)
+        found, moving = factors.astype(np.float64), self.moving
         for _ in range(PLACE_ITERATIONS):
             step = np.linalg.lstsq(self._slope(found)[:, moving], xy - self.xy(found), rcond=None)
             found[moving] = (found[moving] + step[0]).clip(0, 1)

@@ -18,6 +18,7 @@ from modules.types import ConfigError, Observation, shorten
 
 MAX_HORIZON, MAX_ITERATIONS, MAX_WEIGHT = 200, 500, 1e6
 """Of a plan: a larger one would keep the workbench busy for minutes."""
+MAX_NAME = 100  # characters
 MAX_VARIANTS = 8  # agents that are kept
 PLANNER = "actor.planner"
 
@@ -40,6 +41,8 @@ class PlanSettings:
     def changed(self, setting: str, name: str, value: Value) -> PlanSettings:
         """These settings with another value of one of them; `name`: that of a weight, of a drive or
         of a part that is taken out. ConfigError for a value that does not fit."""
+        if not isinstance(name, str) or len(name) > MAX_NAME:
+            raise ConfigError(f"a name has at most {MAX_NAME} characters")
         match setting:
             case "mode":
                 return replace(self, mode=str(value))

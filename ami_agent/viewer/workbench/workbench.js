@@ -258,10 +258,15 @@ plane.addEventListener("pointermove", (event) => {
 });
 for (const name of ["pointerup", "pointercancel"]) {
   plane.addEventListener(name, () => {
+    const ended = drag;
     drag = null;
-    if (view) drawPlanes();
+    if (!ended || ended.since === undefined) return;
+    Object.assign(ended, { isFinal: true, sent: false });
+    follow(ended);
   });
 }
+
+const afterPaint = (then) => requestAnimationFrame(() => setTimeout(then, 0));
 
 // Sends the latest position, one request at a time.
 async function follow(gesture) {
@@ -269,11 +274,9 @@ async function follow(gesture) {
   gesture.busy = true;
   while (!gesture.sent) {
     gesture.sent = true;
-    const since = gesture.since, [x, y] = gesture.xy;
-    const isDone = await act("place", { what: gesture.what, x, y, gesture: gesture.gesture });
-    if (isDone) {
-      requestAnimationFrame(() => performance.measure("drag to plan", { start: since, end: performance.now() }));
-    }
+    const { what, since, xy: [x, y], gesture: name, isFinal } = gesture;
+    const isDone = await act("place", { what, x, y, gesture: name, final: Boolean(isFinal) });
+    if (isDone && !isFinal) afterPaint(() => performance.measure("drag to plan", { start: since }));
   }
   gesture.busy = false;
 }
