@@ -2,8 +2,8 @@
 
 Steps are one after the other: `{"js": CODE}` awaits the value of an async function's body,
 `{"mouse": "press" | "move" | "release", "at": CODE}` moves the mouse to what the code returns,
-`[x, y]` in the page, `{"wait": SECONDS}`, and `{"shot": FILE}` saves a picture. Prints a JSON object:
-the values of the code, and what the page wrote to its console."""
+`[x, y]` in the page, and `{"shot": FILE}` saves a picture; a step with `"wait": SECONDS` waits
+then. Prints a JSON object: the values of the code, and what the page wrote to its console."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Page(QWebEnginePage):
         super().__init__(view)
         self.written: list[str] = []
 
-    def javaScriptConsoleMessage(self, level: Any, message: str, line: int, source: str) -> None:  # noqa: N802
+    def javaScriptConsoleMessage(self, level: Any, message: str, line: int, source: str) -> None:
         self.written.append(f"{message} ({source}:{line})")
 
 

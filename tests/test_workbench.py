@@ -321,7 +321,10 @@ def test_another_planner_and_mode_plan_in_the_same_state(bench):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("weight", "critic", "abc"), "the weight of 'critic' is 'abc'; it must be a number from 0"),
+        (
+            ("weight", "critic", "abc"),
+            "the weight of 'critic' is 'abc'; it must be a number from 0",
+        ),
         (("weight", "critic", "-1"), "it must be a number from 0 to 1e"),
         (("weight", "critic", "nan"), "it must be a number from 0 to 1e"),
         (("weight", "critic", True), "it must be a number from 0 to 1e"),

@@ -136,7 +136,7 @@ class Workbench:
 
     def go_to(self, node_id: int) -> None:
         """Another moment is shown."""
-        self._show(self._find(node_id))
+        self._show(self.find(node_id))
 
     def branch(self) -> None:
         """From here, otherwise: a copy of the moment, whose changes leave this one as it is."""
@@ -144,7 +144,7 @@ class Workbench:
 
     def pin(self, node_id: int | None) -> None:
         """A moment is shown beside the current one; None: no longer."""
-        self.pinned = None if node_id is None else self._find(node_id).id
+        self.pinned = None if node_id is None else self.find(node_id).id
         self._bump()
 
     def change(self, side: int, setting: str, name: str, value: Value) -> None:
@@ -191,11 +191,6 @@ class Workbench:
     def _check_side(self, side: int) -> None:
         if side not in range(len(self.sides)):
             raise ConfigError("there is no such side")
-
-    def _find(self, node_id: object) -> Node:
-        if not isinstance(node_id, int) or node_id not in self.nodes:
-            raise ConfigError("there is no such moment")
-        return self.nodes[node_id]
 
     def _bump(self) -> None:
         self.version += 1
@@ -361,6 +356,12 @@ class Workbench:
         return thought._replace(plan=edited, edited=step, seconds=perf_counter() - start)
 
     # what a page lists
+
+    def find(self, node_id: object) -> Node:
+        """The moment of this number; ConfigError where there is none."""
+        if not isinstance(node_id, int) or node_id not in self.nodes:
+            raise ConfigError("there is no such moment")
+        return self.nodes[node_id]
 
     def path(self, node: Node) -> list[Node]:
         """The moments from the beginning of the episode to this one."""

@@ -29,10 +29,10 @@ def page(start: Json, frames: Sequence[Json]) -> bytes:
     """A page with these moments that a browser opens from a file, without a network."""
     script = read_asset("workbench/plane.js") + read_asset("workbench/exported.js")
     digest = base64.b64encode(sha256(script.encode()).digest()).decode()
-    # HTML ends a script at the first </, even within a string
-    data = json.dumps({**start, "frames": frames}, allow_nan=False).replace("</", "<\\/")
+    # no text of the data can end the script
+    data = json.dumps({**start, "frames": frames}, allow_nan=False).replace("<", "\\u003c")
     text = Template(read_asset("workbench/exported.html")).substitute(
-        title=html.escape(str(start["title"])), digest=digest, data=data.replace("<!", "<\\u0021"),
+        title=html.escape(str(start["title"])), digest=digest, data=data,
         style=read_asset("workbench/workbench.css"), script=script,
     )  # fmt: skip
     return text.encode()

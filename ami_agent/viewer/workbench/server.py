@@ -329,10 +329,7 @@ class WorkbenchServer(ThreadingHTTPServer):
     def branch(self, message: Message) -> list[Json]:
         """The moments from the beginning to a node."""
         with self.work:
-            node = self.bench.nodes.get(message.get("node", self.bench.current))
-            if node is None:
-                raise ConfigError("there is no such moment")
-            return describe_branch(self.bench, node)
+            return describe_branch(self.bench, self.bench.find(message.get("node")))
 
     def film(self, message: Message) -> bytes:
         """The frames that a page drew as an mp4; one film at a time is made."""
