@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import socket
-import struct
-import threading
 import urllib.request
 from contextlib import closing
 from dataclasses import replace
@@ -22,8 +21,7 @@ import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.cli.main import main
 from ami_agent.config import build
-from ami_agent.viewer import live
-from ami_agent.viewer.live import Line, LivePage, block_image, fractions, show_live, terminal
+from ami_agent.viewer.live import Line, PageOptions, block_image, fractions, show_live, terminal
 from ami_agent.viewer.record import EpisodeSelection
 from tests.conftest import error_line
 
@@ -89,68 +87,44 @@ def test_two_pixels_are_one_character():
     assert block.style.bgcolor.triplet == (0, 0, 255)
 
 
-def test_a_page_streams_every_step_to_every_reader():
-    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
-    got = {}
+def test_the_workbench_follows_the_episodes(agent, env):
+    """At every step that the terminal shows, the page shows the same state."""
+    console = make_console(False)
+    found = []
 
-    def read(what):
-        with urllib.request.urlopen(address + what, timeout=10) as reply:
-            started = reply.read(20)  # more than comes before the first frame
-            came[what].set()
-            got[what] = reply.headers["Content-Type"], started + reply.read()
+    def look():
+        address = re.search(r"http://127\.0\.0\.1:\d+/[\w-]+/", console.file.getvalue())[0]
+        with urllib.request.urlopen(address + "events", timeout=10) as answer:
+            found.append(json.loads(answer.readline().removeprefix(b"data: ")))
 
-    with LivePage(0) as page:
-        address, came = page.address, {w: threading.Event() for w in ("", "picture", "text")}
-        assert address.startswith("http://127.0.0.1:")
-        page.show(red, [Line("the <first>", [0.5], "#123456")])
-        readers = [threading.Thread(target=read, args=(what,)) for what in came]
-        for reader in readers:
-            reader.start()
-        assert all(event.wait(10) for event in came.values())
-        observed = page.frame_id
-        while page.frame_id < observed + 3:
-            page.show(blue, [Line("the last")])
-    for reader in readers:
-        reader.join(10)
-    assert b'<img src="picture"' in got[""][1]
-    kind, stream = got["picture"]
-    assert kind == "multipart/x-mixed-replace; boundary=frame"
-    nothing, *parts, rest = stream.split(b"--frame\r\n")
-    assert nothing == rest == b""  # a part ends where the next begins, so that it is shown at once
-    pictures = [part.split(b"\r\n\r\n", 1)[1] for part in parts]
-    colours = [np.asarray(Image.open(io.BytesIO(p)).convert("RGB"))[0, 0] for p in pictures]
-    assert colours[0][0] > 200 > colours[0][2]
-    assert colours[-1][2] > 200 > colours[-1][0]
-    first, *_, last, rest = got["text"][1].split(b"\f")
-    assert b"the &lt;first&gt;" in first
-    assert b"color:#123456" in first
-    assert b"the last" in last
-    assert rest == b""
+    episodes = show_live(agent, env, console, EpisodeSelection(episodes=2, seed=5), wait=look)
+    (view,) = found
+    assert [branch["label"] for branch in view["branches"]] == ["seed 5", "seed 6"]
+    assert [len(branch["ids"]) for branch in view["branches"]] == [LASTS + 1] * 2
+    assert (view["node"]["seed"], view["node"]["step"], view["node"]["done"]) == (6, LASTS, True)
+    assert view["status"] == episodes[-1].summary
+    last = episodes[-1].recorded_steps[-1]
+    assert f"step {last.step} " in console.file.getvalue()
 
 
-def test_the_current_frame_is_sent_again_while_nothing_is_new(monkeypatch):
-    monkeypatch.setattr(live, "RESEND_SECONDS", 0.05)
-    with LivePage(0) as page:
-        page.show(Image.new("RGB", (8, 8)), [Line("now")])
-        with urllib.request.urlopen(page.address + "text", timeout=10) as reply:
-            sent = b""
-            while sent.count(b"\f") < 3:
-                sent += reply.read1()
-    first, *more, _ = sent.split(b"\f")
-    assert first.startswith(b"now")
-    assert set(more) == {first}
+def test_a_second_agent_plans_in_the_same_states(agent, env, tiny):
+    with closing(env.build(1)) as one:
+        second = build(tiny, one.spec, seed=1, device="cpu", num_envs=1, buffer_size=8)
+    console, found = make_console(False), []
 
+    def look():
+        address = re.search(r"http://127\.0\.0\.1:\d+/[\w-]+/", console.file.getvalue())[0]
+        with urllib.request.urlopen(address + "events", timeout=10) as answer:
+            found.append(json.loads(answer.readline().removeprefix(b"data: ")))
 
-def test_a_reader_who_disconnects_within_a_request_disturbs_no_other(capsys):
-    with LivePage(0) as page:
-        position = page.server_address
-        with socket.create_connection(position) as rude:
-            rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            rude.sendall(b"GET / HT")
-        page.show(Image.new("RGB", (8, 8)), [])
-        with urllib.request.urlopen(page.address, timeout=10) as reply:
-            assert b"<img" in reply.read()
-    assert capsys.readouterr().err == ""
+    options = PageOptions(config=tiny, beside=("other", second, tiny))
+    selection = EpisodeSelection(episodes=1, seed=5, max_steps=1)
+    show_live(agent, env, console, selection, page=options, wait=look)
+    (view,) = found
+    assert [side["name"] for side in view["sides"]] == ["agent", "other"]
+    one, two = view["node"]["thoughts"]
+    assert len(one["planned"]) == len(two["planned"]) > 2
+    assert one["planned"] != two["planned"]
 
 
 def test_an_episode_ends_with_its_outcome(agent, env):
@@ -185,11 +159,6 @@ def test_a_terminal_that_cannot_draw_gets_lines(environment):
     assert console.file.getvalue() == "the plan\n"
 
 
-def test_other_addresses_are_not_found():
-    with LivePage(0) as page, pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(page.address + "etc/passwd", timeout=10)
-
-
 def test_the_live_view_by_command_and_what_it_refuses(tiny, env, tmp_path, capsys):
     run = tmp_path / "run"
     ami.train(replace(tiny, eval_env=env), out=run)
@@ -201,6 +170,10 @@ def test_the_live_view_by_command_and_what_it_refuses(tiny, env, tmp_path, capsy
     assert "--mp4 and --out" in error_line(capsys, *flags, "--mp4")
     assert "--mp4 and --out" in error_line(capsys, *flags, "--out", tmp_path / "here")
     assert "--port" in error_line(capsys, "show", run, "--port", 8000)
+    assert "--beside" in error_line(capsys, "show", run, "--beside", run)
+    assert "nowhere" in error_line(capsys, *flags, "--beside", tmp_path / "nowhere")
+    assert main([str(arg) for arg in (*flags, "--beside", run)]) == 0
+    capsys.readouterr()
     assert "one mode, plan, react or auto" in error_line(capsys, *flags, "--mode", "both")
     assert "--port is 99999; it must be a whole number from 0 to 65535" in error_line(
         capsys, *flags, "--port", 99999

@@ -490,4 +490,4 @@ def test_terms_have_the_same_colour_wherever_they_are_shown():
 
 
 def test_numbers_that_json_can_not_hold_are_null():
-    assert page._numbers([1.23456, float("nan"), float("inf")]) == [1.235, None, None]
+    assert page.numbers([1.23456, float("nan"), float("inf")]) == [1.235, None, None]

@@ -1,30 +1,24 @@
 """SIGINT, SIGTERM and SIGHUP end a command in one line, with a checkpoint, and leave nothing
-running; the page that is served stays within its bounds."""
+running."""
 
 from __future__ import annotations
 
 import io
 import os
 import signal
-import socket
-import threading
 import time
-import urllib.request
-from contextlib import closing, redirect_stderr, suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 import ami_agent as ami
 import ami_agent.cli.main as cli
 from ami_agent import interrupt
 from ami_agent.interrupt import Interrupted, deferred, handled
 from ami_agent.storage import checkpoint
-from ami_agent.viewer import live
-from ami_agent.viewer.live import Line, LivePage
 from tests.kills import child, config_of, line, rows
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -209,94 +203,3 @@ def test_the_processes_of_a_study_save_and_end(tmp_path):
     assert f"interrupted by SIGINT; 0 of 2 runs in {out} are finished" in message
     until(lambda: not any(Path(f"/proc/{process}").exists() for process in children), 10)
     assert all(checkpoint.checkpoints(log.parent) for log in logs)
-
-
-# the page
-
-
-def run_cli(address, head: bytes) -> bytes:
-    with socket.create_connection(address, timeout=10) as client:
-        client.sendall(head)
-        with suppress(OSError):
-            return client.recv(4096)
-    return b""
-
-
-def test_the_page_is_served_to_this_machine_alone():
-    with LivePage(0) as page:
-        port = page.server_port
-        page.show(Image.new("RGB", (8, 8)), [Line("now")])
-        for host, answer in (
-            (f"localhost:{port}", b"200"), (f"127.0.0.1:{port}", b"200"), (f"[::1]:{port}", b"200"),
-            (f"LOCALHOST:{port}", b"200"), ("evil.example", b"403"),
-            (f"evil.example:{port}", b"403"), (f"localhost:{port + 1}", b"200"),
-            ("localhost", b"200"), ("localhost.evil.example", b"403"), ("", b"403"),
-        ):  # fmt: skip
-            for path in ("/", "/text", "/picture"):
-                head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
-                assert run_cli(page.server_address, head)[9:12] == answer, (host, path)
-        assert run_cli(page.server_address, b"GET / HTTP/1.0\r\n\r\n")[9:12] == b"403"
-
-
-def test_200_readers_get_an_answer_each():
-    answers: list[bytes] = []
-    with LivePage(0) as page:
-        page.show(Image.new("RGB", (8, 8)), [Line("now")])
-        head = f"GET /text HTTP/1.1\r\nHost: 127.0.0.1:{page.server_port}\r\n\r\n".encode()
-        start_time = time.monotonic()
-        clients = [socket.create_connection(page.server_address, 10) for _ in range(200)]
-        for client in clients:
-            client.sendall(head)
-        for client in clients:
-            with closing(client.makefile("rb")) as reply:
-                answers.append(reply.readline())
-        page.show(Image.new("RGB", (8, 8)), [Line("then")])  # no reader holds up the display
-        assert time.monotonic() - start_time < 10
-        for client in clients:
-            client.close()
-        until(lambda: page.streams.acquire(blocking=False), 10)  # there is room again
-    assert len(answers) == 200
-    assert sum(b" 200 " in answer for answer in answers) == live.MAX_STREAMS
-    assert all(b" 200 " in answer or b" 503 " in answer for answer in answers)
-
-
-def test_more_connections_than_there_are_threads_are_answered_too(monkeypatch):
-    monkeypatch.setattr(live, "MAX_CONNECTIONS", 3)
-    with LivePage(0) as page:
-        silent = [socket.create_connection(page.server_address, 10) for _ in range(3)]
-        until(lambda: threading.active_count() > 3, 10)
-        with socket.create_connection(page.server_address, timeout=10) as one_more:
-            assert b" 503 " in one_more.recv(4096)
-        for client in silent:
-            client.close()
-
-
-def test_slow_and_oversized_requests_are_dropped(monkeypatch):
-    monkeypatch.setattr(live, "TIMEOUT", 0.3)
-    with LivePage(0) as page:
-        with socket.create_connection(page.server_address, timeout=10) as slow:
-            start_time = time.monotonic()
-            with suppress(OSError):
-                while time.monotonic() - start_time < 5:
-                    slow.sendall(b"G")  # a byte now and then keeps no thread busy
-                    time.sleep(0.05)
-            assert time.monotonic() - start_time < 5
-        head = b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 5000 + b"\r\n"
-        assert b" 200 " not in run_cli(page.server_address, head)
-        page.show(Image.new("RGB", (8, 8)), [Line("now")])
-        with urllib.request.urlopen(page.address, timeout=10) as reply:
-            assert b"<img" in reply.read()
-
-
-def test_a_reader_who_stops_reading_blocks_no_other(monkeypatch):
-    monkeypatch.setattr(live, "TIMEOUT", 0.3)
-    big = Image.effect_noise((1200, 1200), 100).convert("RGB")
-    with LivePage(0) as page:
-        head = f"GET /picture HTTP/1.1\r\nHost: 127.0.0.1:{page.server_port}\r\n\r\n"
-        with socket.create_connection(page.server_address, timeout=10) as lazy:
-            lazy.sendall(head.encode())
-            until(lambda: page.streams._value < live.MAX_STREAMS, 10)
-            start_time = time.monotonic()
-            while page.streams._value < live.MAX_STREAMS or page.frame_id < 8:
-                page.show(big, [])
-                assert time.monotonic() - start_time < 20

@@ -72,10 +72,10 @@ def mode_record(episode: ProjectedEpisode, sheet: np.ndarray) -> Json:
         "colors": list(term_colors(terms).values()),
         "errorByHorizon": numbers(episode.prediction_error.by_horizon),
         "steps": steps,
-        "path": points(episode.path),
+        "path": _points(episode.path),
         "panels": _panels([step.panels for step in episode.projected_steps]),
         "frames": [_frame(step, float(error)) for step, error in by_step],
-        "sheet": data_uri(picture, _smallest_encoding([picture])),
+        "sheet": _data_uri(picture, _smallest_encoding([picture])),
     }
 
 
@@ -83,7 +83,7 @@ def critic_overlay(critic_map: CriticMap) -> Json:
     """What the page needs of a critic map."""
     low, high = value_range(critic_map)
     image = Image.fromarray(draw_critic_overlay(critic_map))
-    return {"image": data_uri(image, ENCODINGS[0]), "colors": CRITIC_COLORS,
+    return {"image": _data_uri(image, ENCODINGS[0]), "colors": CRITIC_COLORS,
             "low": number(low), "high": number(high), "unit": critic_map.unit}  # fmt: skip
 
 
@@ -91,11 +91,11 @@ def _frame(step: ProjectedStep, error: float) -> Json:
     recorded = step.recorded
     step_energies = np.array(list(recorded.step_energies.values())).T  # [H, terms]
     return {
-        "candidates": [points(states) for states in step.candidates],
+        "candidates": [_points(states) for states in step.candidates],
         "numCandidates": len(recorded.candidate_energies),
         "otherCandidates": _other_candidates(recorded),
-        "planned": points(step.planned),
-        "subgoals": [points(plan) for plan in step.upper_plans],
+        "planned": _points(step.planned),
+        "subgoals": [_points(plan) for plan in step.upper_plans],
         "terms": numbers(recorded.terms.values()),
         "stepEnergies": [numbers(energies) for energies in step_energies],
         "bestEnergies": numbers(recorded.best_energies),
@@ -135,7 +135,7 @@ def _panels(steps: Sequence[Sequence[Any]]) -> list[Json]:
             "name": panels[0].name, "width": width, "height": height,
             "overlaid": panels[0].overlaid, "axes": panels[0].axis_labels,
             "shown": [numbers[panel.picture.tobytes()] for panel in panels],
-            "images": [data_uri(image, encoding) for image in images],
+            "images": [_data_uri(image, encoding) for image in images],
         })  # fmt: skip
     return panels_json
 
@@ -189,12 +189,12 @@ def _downscale(picture: Image.Image, side: float) -> Image.Image:
     return image
 
 
-def data_uri(image: Image.Image, encoding: Encoding) -> str:
+def _data_uri(image: Image.Image, encoding: Encoding) -> str:
     name, encode = encoding
     return f"data:image/{name};base64,{base64.b64encode(encode(image)).decode()}"
 
 
-def points(positions: np.ndarray) -> list[float]:
+def _points(positions: np.ndarray) -> list[float]:
     """`[N, 2]` -> x, y, x, y, ..., to a tenth of a pixel."""
     return [round(float(value), 1) for value in positions.reshape(-1)]
 

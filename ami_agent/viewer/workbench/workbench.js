@@ -3,7 +3,7 @@
 const id = (name) => document.getElementById(name);
 const plane = id("plane"), pinnedPlane = id("pinned-plane");
 const client = crypto.getRandomValues(new Uint32Array(4)).join("-");
-let start = null, view = null, drag = null, playing = false;
+let start = null, view = null, drag = null, playing = false, turn = Promise.resolve();
 
 // the connection
 
@@ -19,8 +19,13 @@ async function post(resource, message) {
   return answer;
 }
 
-// Does something; what can't be done is said, and the page goes on.
-async function act(name, message) {
+// Does something, after what was done before; what can't be done is said, and the page goes on.
+function act(name, message) {
+  turn = turn.then(() => send(name, message));
+  return turn;
+}
+
+async function send(name, message) {
   try {
     const answer = await post("do", { do: name, ...message });
     show(await answer.json());
