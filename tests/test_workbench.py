@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from contextlib import closing
 from itertools import count
 from pathlib import Path
@@ -10,10 +12,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.config import build
+from ami_agent.config import build, override
 from ami_agent.logger import Logger
 from ami_agent.storage import run_dir
 from ami_agent.viewer.camera import Camera
@@ -50,6 +53,12 @@ def bench(run):
 
 def thought(bench, side=0):
     return bench.node.thoughts[side]
+
+
+def pixels(moment):
+    (picture,) = moment.pictures
+    data = base64.b64decode(picture.address.removeprefix("data:image/png;base64,"))
+    return np.asarray(Image.open(io.BytesIO(data))).astype(int)
 
 
 def test_the_workbench_plans_as_the_agent_does_in_an_episode(run, bench):
@@ -138,7 +147,7 @@ def test_an_environment_that_cannot_be_put_back_says_so_and_goes_on_from_its_las
     with pytest.raises(ConfigError, match="tells no positions"):
         bench.place("agent", (10, 10), "drag")
     drawn = describe(bench)["node"]
-    assert (drawn["picture"], drawn["goal"], drawn["size"]) == (None, None, [400, 400])
+    assert (drawn["picture"], drawn["goal"], drawn["size"]) == (None, None, (400, 400))
     assert len(drawn["path"]) == 2 * 4
 
 
@@ -174,7 +183,7 @@ def test_a_goal_that_is_dragged_is_planned_for_and_the_plan_before_is_kept(bench
 
     assert distance(node.thoughts[0]) < distance(start.thoughts[0]) - 20
     # the green ring is drawn where the goal is
-    picture = node.moment.pictures[0].astype(int)
+    picture = pixels(node.moment)
     ring = np.argwhere(picture[..., 1] > picture[..., [0, 2]].max(-1) + 40)
     np.testing.assert_allclose(ring.mean(0), goal[::-1], atol=3)
     bench.place("goal", (200.0, 60.0), "drag 2")
@@ -184,19 +193,21 @@ def test_a_goal_that_is_dragged_is_planned_for_and_the_plan_before_is_kept(bench
 
 
 def test_the_picture_waits_for_the_end_of_a_drag(bench):
-    (before,) = bench.node.moment.pictures
+    before = bench.node.moment
     bench.place("agent", (250.0, 60.0), "drag", is_final=False)
-    assert bench.node.moment.pictures[0] is before
+    assert bench.node.moment.pictures is before.pictures
     bench.place("agent", (250.0, 60.0), "drag")
-    assert not np.array_equal(bench.node.moment.pictures[0], before)
+    assert not np.array_equal(pixels(bench.node.moment), pixels(before))
 
 
 def test_an_agent_that_is_dragged_perceives_and_acts_from_there(bench):
+    bench.step()
     bench.place("agent", (250.0, 60.0), "drag")
     np.testing.assert_allclose(bench.simulator.xy(bench.node.moment.factors), (250, 60), atol=0.2)
     assert not torch.equal(thought(bench).state, bench.node.before[0].state)
     bench.step()
-    x, y = describe(bench)["node"]["path"][:2]  # the path begins where the agent was put
+    x, y, *after = describe(bench)["node"]["path"]  # which begins where the agent was put
+    assert len(after) == 2
     assert (x, y) == (pytest.approx(250, abs=0.2), pytest.approx(60, abs=0.2))
     position = bench.simulator.xy(bench.node.moment.factors)
     assert 1 < np.linalg.norm(position - (250, 60)) < 20
@@ -292,6 +303,21 @@ def test_an_edited_action_stays_and_what_follows_is_planned_from_its_outcome(ben
     bench.edit_action(0, [0.0, -1.0])
     bench.step()
     torch.testing.assert_close(bench.node.moment.actions[-1], torch.tensor([[0.0, -1.0]]))
+
+
+def test_the_rest_of_a_plan_that_was_edited_is_not_executed(run):
+    """Of an agent that executes four actions of a plan before it plans again."""
+    _, config, camera, projector = run
+    config = override(config, {"actor.receding_horizon": 4})
+    side = Side("agent", run_dir.load(RUN, "cpu", config), config, projector)
+    with closing(Workbench([side], config.eval_env, camera, "", "plan")) as bench:
+        bench.begin(0)
+        bench.step()
+        assert thought(bench).plan.actions.shape[1] == 7  # the rest
+        bench.back()
+        bench.edit_action(0, [0.0, 1.0])
+        bench.step()
+        assert thought(bench).plan.actions.shape[1] == 8  # a new plan
 
 
 def test_a_part_that_is_taken_out_costs_nothing_any_more(bench):
@@ -406,11 +432,14 @@ def test_a_second_side_remembers_the_episode_too():
 
 
 def test_the_agents_own_episode_is_shown_until_something_else_is(bench):
-    action = torch.tensor([[1.0, 0.0]])
-    bench.follow(action)
+    action, state = torch.tensor([[1.0, 0.0]]), thought(bench).state
+    bench.follow(state, action)
     assert (bench.current, bench.tip) == (1, 1)
+    with pytest.raises(ConfigError, match="does not repeat its episodes"):
+        bench.follow(state + 1, action)
+    state = thought(bench).state
     bench.change(0, "horizon", "", 3)  # beside it, as the agent goes on there
-    bench.follow(action, is_shown=False)
+    bench.follow(state, action, is_shown=False)
     assert bench.node.label == "horizon 3"
     tip = bench.nodes[bench.tip]
     assert (tip.parent, tip.moment.step) == (1, 2)

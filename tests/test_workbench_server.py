@@ -26,7 +26,7 @@ from ami_agent.logger import Logger
 from ami_agent.viewer import drawing
 from ami_agent.viewer.projectors import PCAProjector
 from ami_agent.viewer.record import EpisodeSelection, record_episodes
-from ami_agent.viewer.workbench import export, server
+from ami_agent.viewer.workbench import core, export, server
 from ami_agent.viewer.workbench.core import Side, Workbench
 from ami_agent.viewer.workbench.description import describe_branch, describe_workbench
 from ami_agent.viewer.workbench.server import COMMANDS, WorkbenchServer
@@ -449,15 +449,33 @@ def test_one_page_acts_until_another_takes_over(page):
 
 
 def test_the_agents_own_episode_is_shown_until_a_page_acts(page):
-    action = page.bench.node.thoughts[0].plan.action
-    page.follow(action, "step 1")
+    def follow(status):
+        thought = page.bench.nodes[page.bench.tip].thoughts[0]
+        page.follow(thought.state, thought.plan.action, status)
+
+    follow("step 1")
     assert page.bench.node.moment.step == 1
     post(page, do="back")
-    page.follow(action, "step 2")
+    follow("step 2")
     assert page.bench.node.moment.step == 0
     page.begin(7)
     assert page.bench.node.moment.seed == 0
-    assert json.loads(page.view)["status"] == "step 2"
+    assert page.bench.nodes[page.bench.tip].moment.seed == 7
+
+
+def test_an_episode_that_cannot_be_followed_goes_on_without_the_page(page, monkeypatch):
+    thought = page.bench.node.thoughts[0]
+    for step in (1, 2):
+        page.follow(thought.state + 1, thought.plan.action, f"step {step}")
+        status = json.loads(page.view)["status"]
+        assert status.startswith(f"step {step} This page does not follow the agent's own episode: ")
+        assert "does not repeat its episodes" in status
+        thought = thought._replace(state=thought.state - 1)  # it stays lost
+    page.begin(7)
+    assert json.loads(page.view)["status"] == ""
+    monkeypatch.setattr(core, "MAX_NODES", 1)
+    page.begin(8)
+    assert "keeps 1 moments" in json.loads(page.view)["status"]
 
 
 # files

@@ -104,7 +104,8 @@ def show_live(
             (step,) = projected.projected_steps
             title = f"seed {recorded_episode.seed}, {drawing.caption(projected, step)}"
             show(projected, [Line(title), *describe(step.recorded)])
-            server.follow(step.recorded.action[None], f"The agent acts: {title}")
+            state, action = recorded_episode.states[-1:], step.recorded.action[None]
+            server.follow(state, action, f"The agent acts: {title}.")
 
         def show(projected: ProjectedEpisode, lines: Sequence[Line]) -> None:
             (picture,) = drawing.film(projected)

@@ -114,9 +114,12 @@ class Workbench:
         if is_shown:
             self._show(node)
 
-    def follow(self, action: Tensor, is_shown: bool = True) -> None:
-        """The episode in which the agent acts by itself goes on by an action `[1, A]`."""
+    def follow(self, state: Tensor, action: Tensor, is_shown: bool = True) -> None:
+        """The episode in which the agent acts by itself goes on, from a state `[1, D]` by an action
+        `[1, A]`. ConfigError where the workbench is in another state."""
         tip = self.nodes[self.tip]
+        if not torch.allclose(tip.thoughts[0].state.cpu(), state, rtol=1e-3, atol=1e-3):
+            raise ConfigError(f"{self.simulator.config.id} does not repeat its episodes")
         child = self._child(tip, action) or self._step(tip, action, self.own_settings)
         self.tip = child.id
         if is_shown:
@@ -125,7 +128,7 @@ class Workbench:
     def step(self) -> None:
         """The first action of the plan is executed."""
         node = self.node
-        action = node.thoughts[0].plan.action
+        action = node.thoughts[0].plan.action.cpu()
         self._show(self._child(node, action) or self._step(node, action, self.settings))
 
     def back(self) -> None:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from ami_agent.viewer.drawing import term_colors
 from ami_agent.viewer.page import Json, number, numbers
-from ami_agent.viewer.projectors import PLANE_SIZE, Panel, ProbeProjector
+from ami_agent.viewer.projectors import PLANE_SIZE, PCAProjector, ProbeProjector
 from ami_agent.viewer.workbench.core import Node, Side, Thought, Workbench
 from modules.cost.cost import Cost
 
-MAX_CACHED = 64  # pictures, and plans, that are kept as JSON
+MAX_CACHED = 64  # plans that are kept as JSON
 MAX_CANDIDATES = 64  # futures that are drawn
 MAX_STEPS = 400  # moments of a branch that are exported: every n-th of a longer one
 NO_RISK = "this agent's world model has no latent variables, so it predicts one future"
@@ -26,13 +23,13 @@ NO_RISK = "this agent's world model has no latent variables, so it predicts one 
 
 def describe_workbench(bench: Workbench, title: str, description: Sequence[str]) -> Json:
     """What stays the same: names, choices, and what can be dragged."""
-    projector = bench.sides[0].projector
-    env = bench.simulator.env
+    projector, env, axes = bench.sides[0].projector, bench.simulator.env, ""
+    if isinstance(projector, PCAProjector):
+        axes = "; ".join(map(": ".join, zip(("across", "up"), projector.axis_labels, strict=False)))
     base = bench.sides[0].variants.base
     return {
         "title": title,
-        "description": [*filter(None, description), projector.description],
-        "error": number(projector.error),
+        "description": [*filter(None, (*description, projector.description, axes))],
         "actionNames": [f"{i + 1}" for i in range(base.spec.action_dim)],
         "choices": list(env.spec.choices),
     }
@@ -77,17 +74,14 @@ def _branch(branch: Sequence[Node]) -> Json:
 def describe_node(bench: Workbench, node: Node) -> Json:
     """A moment: its pictures, the path to it, and the plans of every side."""
     moment, first = node.moment, bench.sides[0]
-    panels = first.projector.panels(moment.pictures)
-    overlaid = next(panel for panel in panels if panel.overlaid)
     in_frames = isinstance(first.projector, ProbeProjector)
-    goal = moment.goal_factors
+    goal, pictures = moment.goal_factors, [picture.address for picture in moment.pictures]
     return {
         "id": node.id, "step": moment.step, "seed": moment.seed, "label": node.label,
         "done": moment.done, "success": moment.success, "reward": number(moment.total_reward),
-        "size": [overlaid.picture.shape[1], overlaid.picture.shape[0]],
-        "axes": list(overlaid.axis_labels),
-        "picture": _data_uri(overlaid) if in_frames else None,
-        "others": [_data_uri(panel) for panel in panels if not panel.overlaid],
+        "size": moment.pictures[0].size if in_frames else (PLANE_SIZE, PLANE_SIZE),
+        "picture": pictures[0] if in_frames else None,
+        "others": [] if in_frames else pictures,
         "path": _points(_path(bench, node)),
         "goal": _points(bench.simulator.xy(goal)) if in_frames and goal is not None else None,
         "thoughts": [
@@ -195,16 +189,4 @@ class _Cache(OrderedDict[int, tuple[object, Any]]):
         return self[id(source)][1]
 
 
-PICTURES, THOUGHTS = _Cache(), _Cache()
-
-
-def _data_uri(panel: Panel) -> str:
-    """The picture as an address."""
-    return str(PICTURES.get_or_make(panel.picture, lambda: _encode(panel)))
-
-
-def _encode(panel: Panel) -> str:
-    image, file = Image.fromarray(panel.picture), io.BytesIO()
-    image.thumbnail((PLANE_SIZE, PLANE_SIZE), Image.Resampling.BOX)
-    image.save(file, "PNG", compress_level=1)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+THOUGHTS = _Cache()

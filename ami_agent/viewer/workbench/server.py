@@ -252,8 +252,8 @@ class WorkbenchServer(ThreadingHTTPServer):
         self.changed, self.view, self.view_id, self.closed = Condition(), b"", 0, False
         self.actor, self.acted_at = "", -LEASE_SECONDS
         """The page that acts, and when it did last."""
-        self.status = ""
-        """What goes on beside, for people."""
+        self.status, self.lost, self.follows = "", "", True
+        """What goes on beside, why the workbench does not follow it, and whether it does."""
         try:
             super().__init__(("127.0.0.1", port), Handler)
         except OSError as error:
@@ -305,19 +305,31 @@ class WorkbenchServer(ThreadingHTTPServer):
         except Exception as error:  # code of a component may raise anything; the page goes on
             raise ConfigError(f"{type(error).__name__}: {error}") from None
 
-    def follow(self, action: Tensor, status: str) -> None:
-        """The episode in which the agent acts by itself goes on, by an action `[1, A]`; `status`
-        says so. It is shown until a page acts."""
-        with self.work:
-            with suppress(ConfigError):
-                self.bench.follow(action, is_shown=not self.actor)
-            self.status = status
-            self._publish()
-
     def begin(self, seed: int) -> None:
         """The agent begins another episode by itself; it is shown where no page acts."""
+        self._follow(lambda: self.bench.begin_own(seed, is_shown=not self.actor), "", True)
+
+    def follow(self, state: Tensor, action: Tensor, status: str) -> None:
+        """The episode in which the agent acts by itself goes on, from a state `[1, D]` by an action
+        `[1, A]`; `status` says so. It is shown until a page acts."""
+        self._follow(
+            lambda: self.bench.follow(state, action, is_shown=not self.actor),
+            status,
+            self.follows,
+        )
+
+    def _follow(self, go_on: Callable[[], None], status: str, is_possible: bool) -> None:
+        """What the workbench can't follow goes on without it."""
         with self.work:
-            self.bench.begin_own(seed, is_shown=not self.actor)
+            self.follows, self.status = is_possible, status
+            if is_possible:
+                try:
+                    go_on()
+                except ConfigError as error:
+                    self.follows = False
+                    self.lost = f"This page does not follow the agent's own episode: {error}."
+            if not self.follows:
+                self.status = f"{status} {self.lost}".strip()
             self._publish()
 
     def say(self, status: str) -> None:

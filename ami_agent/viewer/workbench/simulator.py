@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ami_agent.adapters.env import EnvAdapter, EnvConfig, HasFactors, Info
@@ -14,14 +17,30 @@ from ami_agent.adapters.vector_env import read_numbers
 from ami_agent.evaluation.evaluate import SUCCESS_NAMES
 from ami_agent.evaluation.policies import EpisodeStart, TaskTracker
 from ami_agent.probing.data import factors_of
-from ami_agent.viewer.camera import Camera, Pictures
-from ami_agent.viewer.projectors import Renderable
+from ami_agent.viewer.camera import Camera
+from ami_agent.viewer.projectors import PLANE_SIZE, Renderable
 from modules.configurator import TaskSpec
 from modules.types import ConfigError, Observation, as_dict
 
 STEP_SIZE = 0.01  # of a factor, for the slope of a position
 PLACE_ITERATIONS, PLACE_TOLERANCE = 8, 0.1  # of Newton's method, and pixels at which it ends
 SAME_FACTOR = 1e-3
+
+
+class Picture(NamedTuple):
+    """A frame as a page shows it: a PNG takes much less memory than its pixels."""
+
+    address: str  # data:image/png;...
+    size: tuple[int, int]  # width and height of the frame, which may be larger than the picture
+
+    @classmethod
+    def of(cls, frame: np.ndarray) -> Picture:
+        """Of a frame `[h, w, 3]` uint8."""
+        image, file = Image.fromarray(frame), io.BytesIO()
+        size = image.size
+        image.thumbnail((PLANE_SIZE, PLANE_SIZE), Image.Resampling.BOX)
+        image.save(file, "PNG", compress_level=1)
+        return cls(f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}", size)
 
 
 class Moment(NamedTuple):
@@ -36,7 +55,7 @@ class Moment(NamedTuple):
     goal: Observation | None  # [1, *O]
     factors: np.ndarray  # [F]; F is 0 where the environment reports none
     goal_factors: np.ndarray | None  # [F]
-    pictures: Pictures
+    pictures: tuple[Picture, ...]  # the frame, if there is one
     total_reward: float
     success: bool | None  # at this step; None where the environment does not report it
     done: bool
@@ -77,7 +96,7 @@ class Simulator:
 
     def _reset(
         self, env: EnvAdapter, seed: int, options: Mapping[str, np.ndarray],
-        pictures: Pictures | None = None,
+        pictures: tuple[Picture, ...] | None = None,
     ) -> Moment:  # fmt: skip
         obs, info = env.reset(seed, **options)
         task = TaskTracker(self.task_spec).task(EpisodeStart(env, obs, info), "plan")
@@ -209,5 +228,5 @@ class Simulator:
             return None
         return np.array(torch.as_tensor(info["goal_factors"])[0].cpu().numpy())
 
-    def _pictures(self, env: EnvAdapter) -> Any:
-        return () if self.camera is None else self.camera(env)[0]
+    def _pictures(self, env: EnvAdapter) -> tuple[Picture, ...]:
+        return () if self.camera is None else tuple(map(Picture.of, self.camera(env)[0]))
