@@ -318,6 +318,10 @@ def test_the_rest_of_a_plan_that_was_edited_is_not_executed(run):
         bench.edit_action(0, [0.0, 1.0])
         bench.step()
         assert thought(bench).plan.actions.shape[1] == 8  # a new plan
+        bench.step()
+        assert thought(bench).plan.actions.shape[1] == 7
+        bench.place("agent", (250.0, 60.0), "drag")
+        assert thought(bench).plan.actions.shape[1] == 8
 
 
 def test_a_part_that_is_taken_out_costs_nothing_any_more(bench):
@@ -337,6 +341,8 @@ def test_another_planner_and_mode_plan_in_the_same_state(bench):
     assert type(thought(bench).agent.planner).__name__ == "CEM"
     assert torch.equal(thought(bench).state, before.state)
     assert not torch.equal(thought(bench).plan.actions, before.plan.actions)
+    mine, shared = thought(bench).agent.state_dict(), before.agent.state_dict()
+    assert all(mine[name].data_ptr() == shared[name].data_ptr() for name in mine)
     bench.change(0, "mode", "", "react")
     assert thought(bench).plan.actions.shape[1] == 1
     bench.edit_action(0, [1.0, 0.0])
@@ -410,6 +416,9 @@ def test_two_settings_plan_in_the_same_state_and_the_first_acts(bench):
     assert [len(each["planned"]) for each in drawn] == [18, 18]
     bench.compare(False)
     assert list(bench.node.thoughts) == [0]
+    second = bench.second
+    bench.compare(True)
+    assert bench.sides[1] is second
 
 
 def test_a_second_side_remembers_the_episode_too():

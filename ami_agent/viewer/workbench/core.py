@@ -24,6 +24,7 @@ from modules.types import ConfigError, Plan, TaskContext
 
 MAX_NODES = 3000
 """Moments that are kept; each holds a plan and a picture."""
+MAX_LABEL = 60  # characters
 
 
 class Thought(NamedTuple):
@@ -79,7 +80,7 @@ class Workbench:
     ) -> None:
         """`sides`: one or two; `config`: of the environment with the options of the task."""
         self.task, self.version = task, 0
-        self.sides = list(sides)
+        self.sides, self.second = list(sides), sides[1] if len(sides) > 1 else None
         self.simulator = Simulator(config, camera, sides[0].variants.base.task_spec(task))
         for side in sides:
             check_same_spaces(side.variants.base.spec, self.simulator.env.spec, config)
@@ -154,7 +155,7 @@ class Workbench:
         """Another setting of a side, which plans again."""
         self._check_side(side)
         settings = self.settings[side].changed(setting, name, value)
-        label = f"{setting} {name} {value}".replace("  ", " ")
+        label = f"{setting} {name} {value}".replace("  ", " ")[:MAX_LABEL]
         self._vary(label, settings={side: settings})
 
     def edit_action(self, step: int, action: Sequence[float]) -> None:
@@ -176,13 +177,13 @@ class Workbench:
         self._vary(f"{what} moved", moment=moment, gesture=gesture)
 
     def compare(self, is_on: bool) -> None:
-        """A second side with the settings of the first, or none."""
+        """A second side, which begins with the settings of the first, or none."""
         if is_on and len(self.sides) == 1:
             first = self.sides[0]
-            side = Side(
-                "other settings", first.variants.base, first.variants.config, first.projector
-            )
-            self.sides.append(side)
+            if self.second is None:
+                agent, config = first.variants.base, first.variants.config
+                self.second = Side("other settings", agent, config, first.projector)
+            self.sides.append(self.second)
             self.settings.append(self.settings[0])
         elif not is_on:
             self.sides, self.settings = self.sides[:1], self.settings[:1]
@@ -286,7 +287,8 @@ class Workbench:
         task_spec = self.sides[side].task_spec(settings, self.task)
         task = settings.to_task(task_spec, moment.goal)
         controller = self._controller(side, agent, parent, moment.seed)
-        self._set_task(controller, side, parent, task)
+        # where the agent was moved by hand, the rest of an earlier plan does not fit
+        self._set_task(controller, side, None if moment.moved else parent, task)
         state, context = controller.perceive(moment.obs, moment.interoception)
         with record_search(agent) as search:
             plan = controller.plan(state, context)

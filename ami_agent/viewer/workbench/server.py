@@ -102,8 +102,9 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile = io.BytesIO(head)  # type: ignore[assignment]
 
     def _head(self) -> tuple[bytes, bytes]:
-        """The head of the request, and what came of its body with it."""
-        data, deadline = b"", monotonic() + TIMEOUT
+        """The head of the request, and what came of its body with it; nothing of a head that is too
+        large or too slow."""
+        data, end, deadline = b"", None, monotonic() + TIMEOUT
         with suppress(OSError):
             while not (end := re.search(rb"\r?\n\r?\n", data)) and len(data) < MAX_HEAD_BYTES:
                 self.connection.settimeout(max(0.01, deadline - monotonic()))
@@ -111,10 +112,8 @@ class Handler(BaseHTTPRequestHandler):
                 if not part:
                     break
                 data += part
-            self.connection.settimeout(TIMEOUT)
-            if end:
-                return data[: end.end()], data[end.end() :]
-        return data[:MAX_HEAD_BYTES], b""
+        self.connection.settimeout(TIMEOUT)
+        return (b"", b"") if end is None else (data[: end.end()], data[end.end() :])
 
     def _resource(self) -> str | None:
         """What stands behind the token in the address; None, and an answer, for a request that is

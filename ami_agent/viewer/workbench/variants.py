@@ -171,5 +171,5 @@ class Variants:
                     "would have to be trained anew"
                 )
         own: dict[str, Any] = {name: weights[name] for name in agent.state_dict()}
-        agent.load_state_dict(own)
+        agent.load_state_dict(own, assign=True)  # the weights are shared
         return agent.to(base.device).eval().requires_grad_(False)
