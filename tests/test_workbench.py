@@ -308,7 +308,8 @@ def test_an_edited_action_stays_and_what_follows_is_planned_from_its_outcome(ben
 def test_the_rest_of_a_plan_that_was_edited_is_not_executed(run):
     """Of an agent that executes four actions of a plan before it plans again."""
     _, config, camera, projector = run
-    config = override(config, {"actor.receding_horizon": 4})
+    tasks = {"stay": TaskSpec(goal_source="current")}
+    config = override(config, {"actor.receding_horizon": 4, "tasks": tasks})
     side = Side("agent", run_dir.load(RUN, "cpu", config), config, projector)
     with closing(Workbench([side], config.eval_env, camera, "", "plan")) as bench:
         bench.begin(0)
