@@ -122,7 +122,7 @@ def test_a_second_agent_plans_in_the_same_states(agent, env, tiny):
     show_live(agent, env, console, selection, page=options, wait=look)
     (view,) = found
     assert [side["name"] for side in view["sides"]] == ["agent", "other"]
-    one, two = view["node"]["thoughts"]
+    one, two = view["node"]["side_plans"]
     assert len(one["planned"]) == len(two["planned"]) > 2
     assert one["planned"] != two["planned"]
 

@@ -51,8 +51,8 @@ def bench(run):
         yield bench
 
 
-def thought(bench, side=0):
-    return bench.node.thoughts[side]
+def side_plan(bench, side=0):
+    return bench.node.side_plans[side]
 
 
 def pixels(moment):
@@ -66,8 +66,8 @@ def test_the_workbench_plans_as_the_agent_does_in_an_episode(run, bench):
     selection = EpisodeSelection(episodes=1, seed=0, max_steps=6)
     ((recorded,),) = record_episodes(agent, config.eval_env, None, selection, Logger())
     for step, state in zip(recorded.recorded_steps, recorded.states, strict=True):
-        assert torch.equal(thought(bench).state[0], state)
-        assert torch.equal(thought(bench).plan.action[0], step.action)
+        assert torch.equal(side_plan(bench).state[0], state)
+        assert torch.equal(side_plan(bench).plan.action[0], step.action)
         bench.step()
 
 
@@ -82,7 +82,7 @@ def test_an_episode_goes_on_from_an_earlier_moment_as_it_did_before(bench):
         bench.step()
     assert bench.current != there.id
     assert torch.equal(bench.node.moment.obs, there.moment.obs)
-    assert torch.equal(thought(bench).plan.actions, there.thoughts[0].plan.actions)
+    assert torch.equal(side_plan(bench).plan.actions, there.side_plans[0].plan.actions)
     before, after = bench.branches()
     assert [node.moment.step for node in before] == [0, 1, 2, 3, 4, 5]
     assert [node.moment.step for node in after] == [2, 3, 4, 5]
@@ -135,7 +135,7 @@ def test_an_environment_that_cannot_be_put_back_says_so_and_goes_on_from_its_las
     bench.step()
     bench.back()
     bench.change(0, "horizon", "", 1)  # planning needs no environment
-    assert thought(bench).plan.actions.shape[1] == 1
+    assert side_plan(bench).plan.actions.shape[1] == 1
     shown, nodes = bench.current, dict(bench.nodes)
     with pytest.raises(ConfigError, match=r"test/Fickle-v0 can't be put back: 1 replayed actions"):
         bench.step()
@@ -175,13 +175,13 @@ def test_a_goal_that_is_dragged_is_planned_for_and_the_plan_before_is_kept(bench
     np.testing.assert_allclose(goal, (230, 60), atol=0.2)
     np.testing.assert_allclose(bench.simulator.xy(node.moment.factors), position, atol=0.2)
     assert len(bench.nodes) == 3  # one drag, one branch
-    assert node.before[0] is start.thoughts[0]
+    assert node.before[0] is start.side_plans[0]
     assert bench.nodes[start.id] is start
 
     def distance(of):
         return np.linalg.norm(projector(of.plan.states)[0, -1] - goal)
 
-    assert distance(node.thoughts[0]) < distance(start.thoughts[0]) - 20
+    assert distance(node.side_plans[0]) < distance(start.side_plans[0]) - 20
     # the green ring is drawn where the goal is
     picture = pixels(node.moment)
     ring = np.argwhere(picture[..., 1] > picture[..., [0, 2]].max(-1) + 40)
@@ -204,7 +204,7 @@ def test_an_agent_that_is_dragged_perceives_and_acts_from_there(bench):
     bench.step()
     bench.place("agent", (250.0, 60.0), "drag")
     np.testing.assert_allclose(bench.simulator.xy(bench.node.moment.factors), (250, 60), atol=0.2)
-    assert not torch.equal(thought(bench).state, bench.node.before[0].state)
+    assert not torch.equal(side_plan(bench).state, bench.node.before[0].state)
     bench.step()
     x, y, *after = describe(bench)["node"]["path"]  # which begins where the agent was put
     assert len(after) == 2
@@ -254,9 +254,9 @@ def test_what_can_be_dragged_where(name, reasons):
 
 
 def test_a_weight_changes_the_energy_by_that_factor_and_back(bench):
-    before = thought(bench)
+    before = side_plan(bench)
     bench.change(0, "weight", "critic", "0.5")
-    halved = thought(bench)
+    halved = side_plan(bench)
     assert halved.context.weights["critic"] == 0.5
     rollout = Rollout(
         halved.plan.states[:, None], halved.plan.actions[:, None],
@@ -265,7 +265,7 @@ def test_a_weight_changes_the_energy_by_that_factor_and_back(bench):
     whole = before.agent.cost(rollout, before.context)["critic"]
     torch.testing.assert_close(halved.plan.terms["critic"], 0.5 * whole[:, 0])
     bench.change(0, "weight", "critic", 1)
-    assert torch.equal(thought(bench).plan.actions, before.plan.actions)
+    assert torch.equal(side_plan(bench).plan.actions, before.plan.actions)
     assert len(bench.nodes) == 2  # beside the agent's own episode
 
 
@@ -275,20 +275,20 @@ def test_a_change_where_the_episode_goes_on_leaves_it_as_it_was(bench):
     bench.back()
     old = bench.node
     bench.change(0, "horizon", "", "3")
-    assert bench.nodes[old.id].thoughts[0] is old.thoughts[0]
+    assert bench.nodes[old.id].side_plans[0] is old.side_plans[0]
     assert bench.node.parent == old.parent
-    assert thought(bench).plan.actions.shape[1] == 3
+    assert side_plan(bench).plan.actions.shape[1] == 3
     bench.step()
-    assert thought(bench).plan.actions.shape[1] == 3  # the settings stay
+    assert side_plan(bench).plan.actions.shape[1] == 3  # the settings stay
     bench.go_to(old.id)
     bench.step()
-    assert thought(bench).plan.actions.shape[1] == 8  # those that the moment was planned with
+    assert side_plan(bench).plan.actions.shape[1] == 8  # those that the moment was planned with
 
 
 def test_an_edited_action_stays_and_what_follows_is_planned_from_its_outcome(bench):
-    before = thought(bench)
+    before = side_plan(bench)
     bench.edit_action(1, ["0", 3.0])
-    edited = thought(bench)
+    edited = side_plan(bench)
     assert torch.equal(edited.plan.actions[:, 0], before.plan.actions[:, 0])
     torch.testing.assert_close(edited.plan.actions[0, 1], torch.tensor([0.0, 1.0]))  # in the ball
     imagined = before.agent.world_model.imagine(before.state, edited.plan.actions[:, None]).states
@@ -314,40 +314,40 @@ def test_the_rest_of_a_plan_that_was_edited_is_not_executed(run):
     with closing(Workbench([side], config.eval_env, camera, "", "plan")) as bench:
         bench.begin(0)
         bench.step()
-        assert thought(bench).plan.actions.shape[1] == 7  # the rest
+        assert side_plan(bench).plan.actions.shape[1] == 7  # the rest
         bench.back()
         bench.edit_action(0, [0.0, 1.0])
         bench.step()
-        assert thought(bench).plan.actions.shape[1] == 8  # a new plan
+        assert side_plan(bench).plan.actions.shape[1] == 8  # a new plan
         bench.step()
-        assert thought(bench).plan.actions.shape[1] == 7
+        assert side_plan(bench).plan.actions.shape[1] == 7
         bench.place("agent", (250.0, 60.0), "drag")
-        assert thought(bench).plan.actions.shape[1] == 8
+        assert side_plan(bench).plan.actions.shape[1] == 8
 
 
 def test_a_part_that_is_taken_out_costs_nothing_any_more(bench):
     bench.change(0, "without", "goal_critic", True)
-    assert set(thought(bench).plan.terms) == {"goal_distance"}
+    assert set(side_plan(bench).plan.terms) == {"goal_distance"}
     bench.change(0, "without", "policy_proposal", True)
-    assert thought(bench).plan.candidate_energies.shape == (1, 4)  # 4 of the planner
+    assert side_plan(bench).plan.candidate_energies.shape == (1, 4)  # 4 of the planner
     bench.change(0, "without", "goal_critic", False)
     bench.change(0, "without", "policy_proposal", False)
-    assert set(thought(bench).plan.terms) == {"goal_distance", "critic"}
-    assert thought(bench).plan.candidate_energies.shape == (1, 5)
+    assert set(side_plan(bench).plan.terms) == {"goal_distance", "critic"}
+    assert side_plan(bench).plan.candidate_energies.shape == (1, 5)
 
 
 def test_another_planner_and_mode_plan_in_the_same_state(bench):
-    before = thought(bench)
+    before = side_plan(bench)
     bench.change(0, "planner", "", "CEM")
-    assert type(thought(bench).agent.planner).__name__ == "CEM"
-    assert torch.equal(thought(bench).state, before.state)
-    assert not torch.equal(thought(bench).plan.actions, before.plan.actions)
-    mine, shared = thought(bench).agent.state_dict(), before.agent.state_dict()
+    assert type(side_plan(bench).agent.planner).__name__ == "CEM"
+    assert torch.equal(side_plan(bench).state, before.state)
+    assert not torch.equal(side_plan(bench).plan.actions, before.plan.actions)
+    mine, shared = side_plan(bench).agent.state_dict(), before.agent.state_dict()
     assert all(mine[name].data_ptr() == shared[name].data_ptr() for name in mine)
     bench.change(0, "mode", "", "react")
-    assert thought(bench).plan.actions.shape[1] == 1
+    assert side_plan(bench).plan.actions.shape[1] == 1
     bench.edit_action(0, [1.0, 0.0])
-    assert thought(bench).plan.states.shape[1] == 2  # what the model predicts of it
+    assert side_plan(bench).plan.states.shape[1] == 2  # what the model predicts of it
     describe(bench)
 
 
@@ -404,19 +404,19 @@ def test_all_weights_zero_and_wrong_actions_are_refused(bench):
 
 def test_two_settings_plan_in_the_same_state_and_the_first_acts(bench):
     bench.compare(True)
-    assert torch.equal(thought(bench).plan.actions, thought(bench, 1).plan.actions)
+    assert torch.equal(side_plan(bench).plan.actions, side_plan(bench, 1).plan.actions)
     bench.change(1, "weight", "critic", 0)
-    assert torch.equal(thought(bench, 1).state, thought(bench).state)
-    assert set(thought(bench, 1).plan.terms) == {"goal_distance"}
-    assert set(thought(bench).plan.terms) == {"goal_distance", "critic"}
-    action = thought(bench).plan.action
+    assert torch.equal(side_plan(bench, 1).state, side_plan(bench).state)
+    assert set(side_plan(bench, 1).plan.terms) == {"goal_distance"}
+    assert set(side_plan(bench).plan.terms) == {"goal_distance", "critic"}
+    action = side_plan(bench).plan.action
     bench.step()
     assert torch.equal(bench.node.action, action)
-    assert set(thought(bench, 1).plan.terms) == {"goal_distance"}
-    drawn = describe(bench)["node"]["thoughts"]
+    assert set(side_plan(bench, 1).plan.terms) == {"goal_distance"}
+    drawn = describe(bench)["node"]["side_plans"]
     assert [len(each["planned"]) for each in drawn] == [18, 18]
     bench.compare(False)
-    assert list(bench.node.thoughts) == [0]
+    assert list(bench.node.side_plans) == [0]
     second = bench.second
     bench.compare(True)
     assert bench.sides[1] is second
@@ -436,24 +436,24 @@ def test_a_second_side_remembers_the_episode_too():
         for _ in range(3):
             bench.step()
         bench.compare(True)
-        assert torch.equal(thought(bench, 1).state, thought(bench).state)
+        assert torch.equal(side_plan(bench, 1).state, side_plan(bench).state)
         blank = agent.encode(bench.node.moment.obs)
-        assert not torch.allclose(blank, thought(bench).state)
+        assert not torch.allclose(blank, side_plan(bench).state)
 
 
 def test_the_agents_own_episode_is_shown_until_something_else_is(bench):
-    action, state = torch.tensor([[1.0, 0.0]]), thought(bench).state
+    action, state = torch.tensor([[1.0, 0.0]]), side_plan(bench).state
     bench.follow(state, action)
     assert (bench.current, bench.tip) == (1, 1)
     with pytest.raises(ConfigError, match="does not repeat its episodes"):
         bench.follow(state + 1, action)
-    state = thought(bench).state
+    state = side_plan(bench).state
     bench.change(0, "horizon", "", 3)  # beside it, as the agent goes on there
     bench.follow(state, action, is_shown=False)
     assert bench.node.label == "horizon 3"
     tip = bench.nodes[bench.tip]
     assert (tip.parent, tip.moment.step) == (1, 2)
-    assert tip.thoughts[0].plan.actions.shape[1] == 8
+    assert tip.side_plans[0].plan.actions.shape[1] == 8
 
 
 def test_a_kept_moment_stays_beside_the_current_one(bench):

@@ -96,7 +96,7 @@ def test_a_person_drags_edits_changes_branches_and_saves(page, bench, tmp_path):
         js("return [view.node.label, view.node.goal, view.node.before[0].planned.length];"),
         js("return id('energies').querySelector('thead').textContent;"),
         js("id('step').click();", 0.5),
-        js("await editAction(0, 1, '0.5'); return view.node.thoughts[0].actions[0][1];"),
+        js("await editAction(0, 1, '0.5'); return view.node.side_plans[0].actions[0][1];"),
         js(f"{WEIGHT} input.value = 'many'; input.dispatchEvent(new Event('change'));", 0.4),
         js(f"{WEIGHT} return [id('error').textContent, input.value];"),
         js("id('pin').click();", 0.3),
@@ -120,7 +120,7 @@ def test_a_person_drags_edits_changes_branches_and_saves(page, bench, tmp_path):
     assert refused[1] == "2"
     *_, (error, branches, sides), is_hidden, png, html = values
     assert (error, branches, sides, is_hidden) == ("", 3, 2, False)
-    assert type(bench.node.thoughts[0].agent.planner).__name__ == "CEM"
+    assert type(bench.node.side_plans[0].agent.planner).__name__ == "CEM"
     assert png > 10_000
     assert (tmp_path / "workbench.png").stat().st_size > 20_000
     saved = tmp_path / "saved.html"

@@ -452,8 +452,8 @@ def test_one_page_acts_until_another_takes_over(page):
 
 def test_the_agents_own_episode_is_shown_until_a_page_acts(page):
     def follow(status):
-        thought = page.bench.nodes[page.bench.tip].thoughts[0]
-        page.follow(thought.state, thought.plan.action, status)
+        side_plan = page.bench.nodes[page.bench.tip].side_plans[0]
+        page.follow(side_plan.state, side_plan.plan.action, status)
 
     follow("step 1")
     assert page.bench.node.moment.step == 1
@@ -466,13 +466,13 @@ def test_the_agents_own_episode_is_shown_until_a_page_acts(page):
 
 
 def test_an_episode_that_cannot_be_followed_goes_on_without_the_page(page, monkeypatch):
-    thought = page.bench.node.thoughts[0]
+    side_plan = page.bench.node.side_plans[0]
     for step in (1, 2):
-        page.follow(thought.state + 1, thought.plan.action, f"step {step}")
+        page.follow(side_plan.state + 1, side_plan.plan.action, f"step {step}")
         status = json.loads(page.view)["status"]
         assert status.startswith(f"step {step} This page does not follow the agent's own episode: ")
         assert "does not repeat its episodes" in status
-        thought = thought._replace(state=thought.state - 1)  # it stays lost
+        side_plan = side_plan._replace(state=side_plan.state - 1)  # it stays lost
     page.begin(7)
     assert json.loads(page.view)["status"] == ""
     monkeypatch.setattr(core, "MAX_NODES", 1)
@@ -530,4 +530,4 @@ def test_a_branch_of_a_world_without_pictures_is_exported(side):
         bench.begin(3)
         (frame,) = describe_branch(bench, bench.node)
     assert frame["picture"] is None
-    assert frame["thoughts"][0]["settings"]["mode"] == "react"
+    assert frame["side_plans"][0]["settings"]["mode"] == "react"

@@ -27,7 +27,7 @@ MAX_NODES = 3000
 MAX_LABEL = 60  # characters
 
 
-class Thought(NamedTuple):
+class SidePlan(NamedTuple):
     """What an agent plans at a moment."""
 
     settings: PlanSettings
@@ -49,8 +49,8 @@ class Node(NamedTuple):
     id: int
     parent: int | None
     moment: Moment
-    thoughts: Mapping[int, Thought]  # by side
-    before: Mapping[int, Thought] = MappingProxyType({})  # before the last change, by side
+    side_plans: Mapping[int, SidePlan]  # by side
+    before: Mapping[int, SidePlan] = MappingProxyType({})  # before the last change, by side
     label: str = ""  # of the change that made it; empty after a step
     gesture: str = ""  # of the drag that made it
     action: Tensor | None = None  # [1, A] that led here
@@ -119,7 +119,7 @@ class Workbench:
         """The episode in which the agent acts by itself goes on, from a state `[1, D]` by an action
         `[1, A]`. ConfigError where the workbench is in another state."""
         tip = self.nodes[self.tip]
-        if not torch.allclose(tip.thoughts[0].state.cpu(), state, rtol=1e-3, atol=1e-3):
+        if not torch.allclose(tip.side_plans[0].state.cpu(), state, rtol=1e-3, atol=1e-3):
             raise ConfigError(f"{self.simulator.config.id} does not repeat its episodes")
         child = self._child(tip, action) or self._step(tip, action, self.own_settings)
         self.tip = child.id
@@ -129,7 +129,7 @@ class Workbench:
     def step(self) -> None:
         """The first action of the plan is executed."""
         node = self.node
-        action = node.thoughts[0].plan.action.cpu()
+        action = node.side_plans[0].plan.action.cpu()
         self._show(self._child(node, action) or self._step(node, action, self.settings))
 
     def back(self) -> None:
@@ -162,8 +162,8 @@ class Workbench:
         """Another action at a step of the plan. Those before it stay, those after it are planned
         anew from the state that is predicted after it."""
         node = self.node
-        edited = self._edit(node.thoughts[0], step, action)
-        self._vary(f"action {step + 1}", thoughts={**node.thoughts, 0: edited})
+        edited = self._edit(node.side_plans[0], step, action)
+        self._vary(f"action {step + 1}", side_plans={**node.side_plans, 0: edited})
 
     def place(
         self, what: str, xy: tuple[float, float], gesture: str, is_final: bool = True
@@ -201,16 +201,16 @@ class Workbench:
 
     def _show(self, node: Node) -> None:
         """Shows a moment, with the settings that its plans were made with."""
-        thoughts = {n: t for n, t in node.thoughts.items() if n < len(self.sides)}
+        side_plans = {n: t for n, t in node.side_plans.items() if n < len(self.sides)}
         settings = [
-            thoughts[side].settings if side in thoughts else self.settings[side]
+            side_plans[side].settings if side in side_plans else self.settings[side]
             for side in range(len(self.sides))
         ]
         for side in range(len(self.sides)):
-            if side not in thoughts:
-                thoughts[side] = self._think(side, settings[side], node.parent, node.moment)
+            if side not in side_plans:
+                side_plans[side] = self._plan_side(side, settings[side], node.parent, node.moment)
         self.settings = settings
-        self.nodes[node.id] = node._replace(thoughts=thoughts)
+        self.nodes[node.id] = node._replace(side_plans=side_plans)
         self.current = node.id
         self._bump()
 
@@ -224,24 +224,25 @@ class Workbench:
     def _begin(self, seed: int, settings: Sequence[PlanSettings]) -> Node:
         self._check_room()
         moment = self.simulator.begin(seed)
-        thoughts = self._think_all(settings, None, moment)
-        return self._keep(Node(self._next_id, None, moment, thoughts, label=f"seed {seed}"))
+        side_plans = self._plan_all(settings, None, moment)
+        return self._keep(Node(self._next_id, None, moment, side_plans, label=f"seed {seed}"))
 
     def _step(self, node: Node, action: Tensor, settings: Sequence[PlanSettings]) -> Node:
         self._check_room()
         moment = self.simulator.step(node.moment, action)
-        thoughts = self._think_all(settings, node.id, moment)
-        return self._keep(Node(self._next_id, node.id, moment, thoughts, action=action))
+        side_plans = self._plan_all(settings, node.id, moment)
+        return self._keep(Node(self._next_id, node.id, moment, side_plans, action=action))
 
     def _check_room(self) -> None:
         if len(self.nodes) >= MAX_NODES:
             raise ConfigError(f"the workbench keeps {MAX_NODES} moments, and that many there are")
 
-    def _think_all(
+    def _plan_all(
         self, settings: Sequence[PlanSettings], parent: int | None, moment: Moment
-    ) -> dict[int, Thought]:
+    ) -> dict[int, SidePlan]:
         return {
-            side: self._think(side, chosen, parent, moment) for side, chosen in enumerate(settings)
+            side: self._plan_side(side, chosen, parent, moment)
+            for side, chosen in enumerate(settings)
         }
 
     def _keep(self, node: Node) -> Node:
@@ -255,32 +256,32 @@ class Workbench:
     def _vary(
         self, label: str, *, moment: Moment | None = None, gesture: str = "",
         settings: Mapping[int, PlanSettings] | None = None,
-        thoughts: Mapping[int, Thought] | None = None, branch: bool = False,
+        side_plans: Mapping[int, SidePlan] | None = None, branch: bool = False,
     ) -> None:  # fmt: skip
         """Shows a variant of the current moment. It takes the place of the moment where that is the
         last of its branch and nothing was moved; else it stands beside it."""
         node, new_moment = self.node, moment or self.node.moment
         chosen = {**dict(enumerate(self.settings)), **(settings or {})}
-        if thoughts is None:
-            thoughts = {
-                side: node.thoughts[side]
+        if side_plans is None:
+            side_plans = {
+                side: node.side_plans[side]
                 if moment is None and side not in (settings or {})
-                else self._think(side, chosen[side], node.parent, new_moment)
+                else self._plan_side(side, chosen[side], node.parent, new_moment)
                 for side in chosen
             }
         goes_on = bool(gesture) and gesture == node.gesture
         is_needed = self.children[node.id] or node.id in (self.tip, self.pinned)
         in_place = goes_on or not (branch or moment or is_needed)
-        before = node.before if goes_on else node.thoughts
-        varied = node._replace(moment=new_moment, thoughts=thoughts, before=before)
+        before = node.before if goes_on else node.side_plans
+        varied = node._replace(moment=new_moment, side_plans=side_plans, before=before)
         if not in_place:
             self._check_room()
             varied = varied._replace(id=self._next_id, label=label, gesture=gesture)
         self._show(self._keep(varied))
 
-    def _think(
+    def _plan_side(
         self, side: int, settings: PlanSettings, parent: int | None, moment: Moment
-    ) -> Thought:
+    ) -> SidePlan:
         """What the side plans at a moment, after what it perceived before."""
         start = perf_counter()
         agent = self.sides[side].variants.agent(settings)
@@ -297,7 +298,7 @@ class Workbench:
         (best,) = best_so_far(search, plan)
         value = float(critic_value(agent, state, controller.context)[0])
         seconds = perf_counter() - start
-        return Thought(
+        return SidePlan(
             settings, agent, task, context, state, plan, controller.episode, best, value, seconds
         )
 
@@ -305,16 +306,16 @@ class Workbench:
         """A controller of the agent that has perceived the moments up to `parent`."""
         controller = agent.controller(1, seed=seed, tensors=True)
         passed = []
-        while parent is not None and side not in self.nodes[parent].thoughts:
+        while parent is not None and side not in self.nodes[parent].side_plans:
             passed.append(self.nodes[parent])
             parent = passed[-1].parent
         if parent is not None:
-            thought = self.nodes[parent].thoughts[side]
-            same_memory = type(thought.agent.short_term_memory) is type(agent.short_term_memory)
-            if same_memory and (thought.agent.lasting_memory is None) == (
+            side_plan = self.nodes[parent].side_plans[side]
+            same_memory = type(side_plan.agent.short_term_memory) is type(agent.short_term_memory)
+            if same_memory and (side_plan.agent.lasting_memory is None) == (
                 agent.lasting_memory is None
             ):
-                controller.episode = thought.after
+                controller.episode = side_plan.after
         for node in reversed(passed):
             self._set_task(controller, side, None, self._task_of(side, node.moment))
             controller.perceive(node.moment.obs, node.moment.interoception)
@@ -326,7 +327,7 @@ class Workbench:
 
     def _set_task(self, controller: Controller, side: int, parent: int | None, task: Task) -> None:
         """Sets the task, unless the controller goes on with the plans for the same one."""
-        before = None if parent is None else self.nodes[parent].thoughts.get(side)
+        before = None if parent is None else self.nodes[parent].side_plans.get(side)
         if (
             before is None
             or before.agent is not controller.agent
@@ -336,29 +337,29 @@ class Workbench:
             controller.set_task(task)
 
     @torch.no_grad()
-    def _edit(self, thought: Thought, step: int, action: Sequence[float]) -> Thought:
-        start, agent, plan = perf_counter(), thought.agent, thought.plan
+    def _edit(self, side_plan: SidePlan, step: int, action: Sequence[float]) -> SidePlan:
+        start, agent, plan = perf_counter(), side_plan.agent, side_plan.plan
         horizon, size = plan.actions.shape[1:]
         if not isinstance(step, int) or not 0 <= step < horizon:
             raise ConfigError(f"the plan has {horizon} actions")
         numbers = torch.tensor(_numbers(action, size), device=plan.actions.device)
         actions = plan.actions.clone()
         actions[0, step] = agent.evaluator.action_space.project(numbers)
-        context = thought.context
+        context = side_plan.context
         if context.noise is not None:
             context = context._replace(noise=context.noise[:, :horizon])
         if step + 1 < horizon and plan.states.shape[1] > 1:
             fixed = actions[:, : step + 1]
-            middle = agent.world_model.imagine(thought.state, fixed[:, None]).states[:, 0, -1]
+            middle = agent.world_model.imagine(side_plan.state, fixed[:, None]).states[:, 0, -1]
             rest = context._replace(horizon=horizon - step - 1, mode="plan", noise=None)
             rest = agent.evaluator.with_noise(rest, torch.Generator().manual_seed(0))
             replanned, _ = agent.actors["plan"](middle, rest, agent.actors["plan"].initial_carry(0))
             actions = torch.cat([fixed, replanned.actions], 1)
-        edited = agent.evaluator.best_plan(thought.state, actions[:, None], context)
+        edited = agent.evaluator.best_plan(side_plan.state, actions[:, None], context)
         edited = edited._replace(
             candidate_states=plan.candidate_states, candidate_energies=plan.candidate_energies
         )
-        return thought._replace(plan=edited, edited=step, seconds=perf_counter() - start)
+        return side_plan._replace(plan=edited, edited=step, seconds=perf_counter() - start)
 
     # what a page lists
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ami_agent.viewer.drawing import term_colors
 from ami_agent.viewer.page import Json, number, numbers
 from ami_agent.viewer.projectors import PLANE_SIZE, PCAProjector, ProbeProjector
-from ami_agent.viewer.workbench.core import Node, Side, Thought, Workbench
+from ami_agent.viewer.workbench.core import Node, Side, SidePlan, Workbench
 from modules.cost.cost import Cost
 
 MAX_CACHED = 64  # plans that are kept as JSON
@@ -44,7 +44,7 @@ def describe(bench: Workbench) -> Json:
         "node": describe_node(bench, node),
         "pinned": None if pinned is None else describe_node(bench, pinned),
         "obstacles": bench.simulator.obstacles,
-        "sides": [_side(side, node.thoughts.get(n)) for n, side in enumerate(bench.sides)],
+        "sides": [_side(side, node.side_plans.get(n)) for n, side in enumerate(bench.sides)],
         "branches": [_branch(branch) for branch in bench.branches()],
         "tip": bench.tip,
     }
@@ -84,12 +84,12 @@ def describe_node(bench: Workbench, node: Node) -> Json:
         "others": [] if in_frames else pictures,
         "path": _points(_path(bench, node)),
         "goal": _points(bench.simulator.xy(goal)) if in_frames and goal is not None else None,
-        "thoughts": [
-            _thought(side, node.thoughts[n], _drawn_by(first, side))
-            for n, side in enumerate(bench.sides) if n in node.thoughts
+        "side_plans": [
+            _side_plan(side, node.side_plans[n], _drawn_by(first, side))
+            for n, side in enumerate(bench.sides) if n in node.side_plans
         ],
         "before": [
-            _thought(side, node.before[n], _drawn_by(first, side)) if n in node.before else None
+            _side_plan(side, node.before[n], _drawn_by(first, side)) if n in node.before else None
             for n, side in enumerate(bench.sides)
         ],
     }  # fmt: skip
@@ -102,7 +102,7 @@ def _path(bench: Workbench, node: Node) -> np.ndarray:
     moments = [each.moment for each in path[start:]]
     if isinstance(first, ProbeProjector):
         return first.xy(np.stack([moment.factors for moment in moments]))
-    states = [each.thoughts[0].state for each in path[start:]]
+    states = [each.side_plans[0].state for each in path[start:]]
     return np.concatenate([first(state) for state in states])
 
 
@@ -114,14 +114,14 @@ def _drawn_by(first: Side, side: Side) -> bool:
     return same or side.projector is first.projector
 
 
-def _thought(side: Side, thought: Thought, is_drawn: bool) -> Json:
+def _side_plan(side: Side, side_plan: SidePlan, is_drawn: bool) -> Json:
     """A plan as the page draws it."""
-    made: Json = THOUGHTS.get_or_make(thought, lambda: _describe(side, thought, is_drawn))
+    made: Json = SIDE_PLANS.get_or_make(side_plan, lambda: _describe(side, side_plan, is_drawn))
     return made
 
 
-def _describe(side: Side, thought: Thought, is_drawn: bool) -> Json:
-    plan, context = thought.plan, thought.context
+def _describe(side: Side, side_plan: SidePlan, is_drawn: bool) -> Json:
+    plan, context = side_plan.plan, side_plan.context
 
     def drawn(states: Tensor) -> list[list[float | None]]:
         if not (is_drawn and states.numel()):
@@ -136,22 +136,22 @@ def _describe(side: Side, thought: Thought, is_drawn: bool) -> Json:
         "terms": {name: number(float(term[0])) for name, term in plan.terms.items()},
         "colors": term_colors(plan.terms),
         "energy": number(float(plan.energy[0])),
-        "best": numbers(thought.best_energies),
-        "value": number(thought.critic_value),
+        "best": numbers(side_plan.best_energies),
+        "value": number(side_plan.critic_value),
         "actions": [numbers(action) for action in plan.actions[0].tolist()],
         "planning": bool(plan.planned[0]),
-        "edited": thought.edited,
-        "ms": number(1000 * thought.seconds),
+        "edited": side_plan.edited,
+        "ms": number(1000 * side_plan.seconds),
         "settings": {
             "mode": context.mode, "horizon": context.horizon, "iterations": context.iterations,
-            "cvar_alpha": context.cvar_alpha, "planner": type(thought.agent.planner).__name__,
+            "cvar_alpha": context.cvar_alpha, "planner": type(side_plan.agent.planner).__name__,
             "weights": {name: weight for name, weight in context.weights.items()},
-            "without": list(thought.settings.without),
+            "without": list(side_plan.settings.without),
         },
     }  # fmt: skip
 
 
-def _side(side: Side, thought: Thought | None) -> Json:
+def _side(side: Side, side_plan: SidePlan | None) -> Json:
     """What can be changed of a side."""
     variants, base = side.variants, side.variants.base
     cost: Cost = base.cost
@@ -160,7 +160,7 @@ def _side(side: Side, thought: Thought | None) -> Json:
     weights = [name for name in cost.names() if name not in of_drives]
     return {
         "name": side.name,
-        "modes": list((base if thought is None else thought.agent).actors),
+        "modes": list((base if side_plan is None else side_plan.agent).actors),
         "planners": variants.planners,
         "removable": variants.removable,
         "weights": [name for name in weights if name != "critic" or cost.goal_critic is not None],
@@ -189,4 +189,4 @@ class _Cache(OrderedDict[int, tuple[object, Any]]):
         return self[id(source)][1]
 
 
-THOUGHTS = _Cache()
+SIDE_PLANS = _Cache()

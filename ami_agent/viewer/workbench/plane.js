@@ -53,7 +53,7 @@ function drawNode(canvas, node, ghost) {
   pen.scale(scale, scale);
   pen.translate(0.5, 0.5);
   pen.lineJoin = pen.lineCap = "round";
-  const unit = 1 / scale, [first, second] = node.thoughts, before = node.before[0];
+  const unit = 1 / scale, [first, second] = node.side_plans, before = node.before[0];
   const here = node.path.slice(-2);
   if (shown("candidates")) {
     pen.globalAlpha = Math.min(0.7, Math.max(0.15, 2.4 / Math.sqrt(first.candidates.length || 1)));
@@ -132,35 +132,35 @@ function plan(pen, points, color, unit, edited) {
 
 // The moment in words.
 function describeNode(node) {
-  const [thought] = node.thoughts, before = node.before[0];
-  const energy = thought.energy === null ? "Mode-1 computes no energy"
-    : `energy ${brief(thought.energy)}${before && before.energy !== null ? ` (before ${brief(before.energy)})` : ""}`;
+  const [side_plan] = node.side_plans, before = node.before[0];
+  const energy = side_plan.energy === null ? "Mode-1 computes no energy"
+    : `energy ${brief(side_plan.energy)}${before && before.energy !== null ? ` (before ${brief(before.energy)})` : ""}`;
   return [`seed ${node.seed}, step ${node.step}`, node.label && `changed: ${node.label}`, energy,
     node.success ? "success" : "", node.done ? "the episode has ended" : "",
-    `planned in ${brief(thought.ms)} ms`].filter(Boolean).join(" · ");
+    `planned in ${brief(side_plan.ms)} ms`].filter(Boolean).join(" · ");
 }
 
 // The energies by term: of the plan, of the one before the change, and of the second side.
 function energyTable(node, parent) {
   parent.replaceChildren();
-  const [first, second] = node.thoughts, before = node.before[0];
+  const [first, second] = node.side_plans, before = node.before[0];
   const columns = [["now", first], ["before", before], ["second side", second]].filter(([, t]) => t);
   const table = make("table", {}, parent), head = make("tr", {}, make("thead", {}, table));
   make("th", {}, head, "term");
   for (const [name] of columns) make("th", {}, head, name);
-  const names = new Set(columns.flatMap(([, thought]) => Object.keys(thought.terms)));
+  const names = new Set(columns.flatMap(([, side_plan]) => Object.keys(side_plan.terms)));
   const body = make("tbody", {}, table);
   const row = (name, of) => {
     const cells = make("tr", {}, body);
     make("th", {}, cells, name);
-    for (const [, thought] of columns) make("td", {}, cells, of(thought));
+    for (const [, side_plan] of columns) make("td", {}, cells, of(side_plan));
   };
-  for (const name of names) row(name, (thought) => brief(thought.terms[name]));
-  row("sum", (thought) => brief(thought.energy));
-  row("critic's estimate", (thought) => brief(thought.value));
-  row("mode", (thought) => thought.settings.mode);
-  row("planner", (thought) => thought.settings.planner);
-  row("horizon", (thought) => thought.settings.horizon);
+  for (const name of names) row(name, (side_plan) => brief(side_plan.terms[name]));
+  row("sum", (side_plan) => brief(side_plan.energy));
+  row("critic's estimate", (side_plan) => brief(side_plan.value));
+  row("mode", (side_plan) => side_plan.settings.mode);
+  row("planner", (side_plan) => side_plan.settings.planner);
+  row("horizon", (side_plan) => side_plan.settings.horizon);
 }
 
 // Check boxes for the layers, which are also the key to their colours.

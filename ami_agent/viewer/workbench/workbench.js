@@ -127,20 +127,20 @@ function renderBranches() {
 }
 
 function renderActions(restore) {
-  const [thought] = view.node.thoughts, box = id("actions");
-  const key = `${thought.actions.length} ${start.actionNames.length}`;
+  const [side_plan] = view.node.side_plans, box = id("actions");
+  const key = `${side_plan.actions.length} ${start.actionNames.length}`;
   if (box.dataset.key !== key) {
     box.dataset.key = key;
     box.replaceChildren();
     const table = make("table", {}, box), head = make("tr", {}, make("thead", {}, table));
     make("th", {}, head, start.choices.length ? "choice" : "number");
-    thought.actions.forEach((_, step) => make("th", {}, head, `step ${step + 1}`));
+    side_plan.actions.forEach((_, step) => make("th", {}, head, `step ${step + 1}`));
     const body = make("tbody", {}, table);
     const rows = start.choices.length ? start.choices : start.actionNames;
     rows.forEach((name, k) => {
       const row = make("tr", {}, body);
       make("th", {}, row, String(k + 1));
-      thought.actions.forEach((_, step) => {
+      side_plan.actions.forEach((_, step) => {
         const cell = make("td", {}, row), label = `step ${step + 1}, number ${k + 1}`;
         const input = start.choices.length ? make("select", { "aria-label": label }, cell)
           : make("input", { inputMode: "decimal", "aria-label": label }, cell);
@@ -152,8 +152,8 @@ function renderActions(restore) {
     });
   }
   for (const input of box.querySelectorAll("[data-step]")) {
-    const action = thought.actions[input.dataset.step], number = +input.dataset.number;
-    input.classList.toggle("edited", thought.edited === +input.dataset.step);
+    const action = side_plan.actions[input.dataset.step], number = +input.dataset.number;
+    input.classList.toggle("edited", side_plan.edited === +input.dataset.step);
     if (document.activeElement === input && !restore) continue;
     if (start.choices.length) {
       const first = start.choices.slice(0, number).reduce((a, b) => a + b, 0);
@@ -164,7 +164,7 @@ function renderActions(restore) {
 }
 
 function editAction(step, number, value) {
-  const action = [...view.node.thoughts[0].actions[step]];
+  const action = [...view.node.side_plans[0].actions[step]];
   if (start.choices.length) {
     const first = start.choices.slice(0, number).reduce((a, b) => a + b, 0);
     for (let j = 0; j < start.choices[number]; j += 1) action[first + j] = j === +value ? 1 : 0;
@@ -174,7 +174,7 @@ function editAction(step, number, value) {
 
 // The form of a side is made once; its numbers are those of the plan that is shown.
 function renderSide(n, side, restore) {
-  const thought = view.node.thoughts[n];
+  const side_plan = view.node.side_plans[n];
   let form = id("sides").children[n];
   const key = JSON.stringify([side, n]);
   if (!form || form.dataset.key !== key) {
@@ -183,7 +183,7 @@ function renderSide(n, side, restore) {
     if (form) form.replaceWith(made); else id("sides").append(made);
     form = made;
   }
-  const { settings } = thought;
+  const { settings } = side_plan;
   for (const input of form.querySelectorAll("[data-setting]")) {
     if (document.activeElement === input && input.type !== "checkbox" && !restore) continue;
     const { setting, name } = input.dataset;
