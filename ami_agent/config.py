@@ -118,6 +118,7 @@ StageConfig: TypeAlias = (
     | training.TrainJEPA
     | training.TrainQuasimetric
     | training.DistillShortestPaths
+    | training.DistillLandmarkPaths
     | training.TrainValue
     | training.OnlineActorCritic
     | training.OfflineActorCritic
@@ -141,6 +142,7 @@ STAGES = {
     "planner_rollouts": "practice",
     "finetune_dynamics": "refine",
     "train_hierarchy": "ascend",
+    "distill_landmark_paths": "paths",
     "select_landmarks": "survey",
     "goal_bc": "retrace",
     "amortize_policy": "amortise",

@@ -135,6 +135,15 @@ def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
             "the graphs of shortest paths",
             "--distill-paths.num-graphs or --distill-paths.nodes-per-graph",
         )
+    if paths := config.find(training.DistillLandmarkPaths):
+        num_states = paths.num_candidates + paths.num_windows * (paths.length + 1)
+        numbers = 6 * paths.num_landmarks + 3 * paths.num_states + 4 * paths.optim.batch_size
+        yield MemoryUse(
+            FLOAT_BYTES * paths.num_landmarks * numbers + state_bytes * num_states,
+            "the paths over landmarks",
+            "--distill-landmark-paths.num-landmarks, .num-states, .num-candidates, .num-windows, "
+            ".length or .optim.batch-size",
+        )
 
 
 def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Iterator[MemoryUse]:
@@ -177,7 +186,7 @@ def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
         stage: Any = some_stage
         others = (
             training.PretrainMasked, training.TrainJEPA, training.FinetuneDynamics,
-            training.DistillShortestPaths,
+            training.DistillShortestPaths, training.DistillLandmarkPaths,
         )  # fmt: skip
         if isinstance(stage, others):
             continue

@@ -24,11 +24,13 @@ from ami_agent import components
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import override
 from ami_agent.evaluation.evaluate import evaluate_modes
-from ami_agent.training import TrainHierarchy
+from ami_agent.training import DistillLandmarkPaths, TrainHierarchy
 
 BANDS = ("short", "medium", "long")
 ENDS = ("short", "long")
+SECOND = components.HierarchicalJEPAConfig(subgoal_step=2, reachability=1.0, replan_every=3)
 LEVELS = {
+    "second": SECOND,
     "shared": components.HierarchicalJEPAConfig(),
     "own": components.HierarchicalJEPAConfig(level=components.JEPALevelConfig(state_dim=16)),
     "three": components.HierarchicalJEPAConfig(steps_per_level=(4, 3)),
@@ -46,16 +48,21 @@ CRITICS = (400, 800, 1500)
 
 
 class Mazes(Study):
-    """Agents with names like "maze 800": a recipe, and the updates of its critic."""
+    """Agents with names like "maze 800 paths": a recipe, the updates of its critic, the kind of its
+    learnt levels if it has any, and whether dynamic programming teaches the distances."""
 
     def of_seed(self, name: str, seed: int) -> ami.Config:
         recipe, critic, *kind = name.split()
+        paths = DistillLandmarkPaths() if "paths" in kind else None
+        kind = [part for part in kind if part != "paths"]
         config = self.config(recipe)
         changes: dict[str, Any] = {
             "stages.distill_policy": None,
             "actor.policy_proposal": None,
             "stages.train_goal_critic.optim.steps": int(critic),
         }
+        if recipe == "maze-levels" or paths:
+            changes["stages.distill_landmark_paths"] = paths
         if "maze_seed" in config.env.options:
             changes |= {"env.options.maze_seed": seed, "eval_env.options.maze_seed": seed}
         if kind:
@@ -148,9 +155,32 @@ def by_level(study: Mazes) -> Table:
     return compare(study, ["levels above"], ENDS, runs)
 
 
+def by_teacher(study: Mazes) -> Table:
+    """What dynamic programming over recorded states is worth to a critic of fewer updates: flat,
+    with landmarks that it measures, and with a learnt level whose own distance is second too."""
+    critic = CRITICS[1]
+    plain, paths, levels = f"maze {critic}", f"maze {critic} paths", f"maze-levels {critic}"
+    first = {"actor.subgoals": replace(SECOND, subgoal_step=1)}
+    anywhere = {"actor.subgoals": replace(SECOND, reachability=0.0)}
+    often = {"actor.subgoals": replace(SECOND, replan_every=1)}
+    runs: Runs = {
+        ("recorded steps", "none"): (plain, True, {}),
+        ("recorded steps", "landmarks"): (plain, False, {}),
+        ("recorded steps", "learned"): (f"{levels} second", False, {}),
+        ("shortest paths", "none"): (paths, True, {}),
+        ("shortest paths", "landmarks"): (paths, False, {}),
+        ("shortest paths", "learned"): (f"{levels} second paths", False, {}),
+        ("shortest paths", "the first state as subgoal"): (f"{levels} second paths", False, first),
+        ("shortest paths", "without reachability"): (f"{levels} second paths", False, anywhere),
+        ("shortest paths", "planned at every step"): (f"{levels} second paths", False, often),
+    }
+    return compare(study, ["distances learnt from", "levels above"], ENDS, runs)
+
+
 TABLES: Mapping[str, Callable[[Mazes], Table]] = {
     "distance": lambda study: by_distance(study, "maze", CRITICS, BANDS),
     "levels": by_level,
+    "paths": by_teacher,
     "planners": by_planner,
     "pixels": lambda study: by_distance(study, "maze-pixels", CRITICS[1:], ENDS),
     "size 7": lambda study: by_distance(study, "maze-7", (3000,), ENDS),

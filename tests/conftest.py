@@ -23,6 +23,7 @@ from ami_agent.training import (
     AmortizePlanning,
     CollectBehaviour,
     CollectWithPlanner,
+    DistillLandmarkPaths,
     DistillPlanner,
     DistillShortestPaths,
     GoalConditionedBC,
@@ -161,6 +162,22 @@ def tiny_gym(env: EnvConfig) -> Config:
     )
 
 
+FEW: dict[type, dict[str, Any]] = {
+    TrainQuasimetric: {"group_size": 4},
+    AmortizePlanning: {"group_size": 4},
+    DistillShortestPaths: {"num_graphs": 2, "nodes_per_graph": 20, "group_size": 4},
+    DistillLandmarkPaths: {
+        "num_landmarks": 12,
+        "num_candidates": 40,
+        "num_windows": 20,
+        "length": 4,
+        "num_states": 40,
+    },
+    GoalConditionedBC: {"max_goal_offset": 10},
+    DistillPlanner: {"rounds": 2, "num_envs": 4, "steps": 3},
+}
+
+
 def small_stage(stage: Any, config: Config, steps: int) -> Any:
     def shorter(stage, **changes):
         optim = replace(stage.optim, steps=steps, batch_size=8, warmup_steps=1)
@@ -171,21 +188,13 @@ def small_stage(stage: Any, config: Config, steps: int) -> Any:
         case CollectBehaviour() | LoadDataset():
             collected = max(24, jepa.context_steps + jepa.length + 1)
             return CollectBehaviour(num_envs=8, steps=collected, options=config.collect.options)
-        case TrainQuasimetric() | AmortizePlanning():
-            return shorter(stage, group_size=4)
-        case DistillShortestPaths():
-            return shorter(stage, num_graphs=2, nodes_per_graph=20, group_size=4)
         case CollectWithPlanner():
             return CollectWithPlanner(steps=7)
         case SelectLandmarks():
             return replace(stage, num_candidates=40, num_windows=20, length=8)
-        case GoalConditionedBC():
-            return shorter(stage, max_goal_offset=10)
-        case DistillPlanner():
-            return shorter(stage, rounds=2, num_envs=4, steps=3)
         case OnlineActorCritic():
             return shorter(stage, steps=steps, train_jepa=shorter(jepa))
-    return shorter(stage)
+    return shorter(stage, **FEW.get(type(stage), {}))
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from modules.memory.short_term import (
     GRUMemoryConfig,
 )
 from modules.types import ConfigError, Observation, Plan, as_dict
+from modules.world_model.hjepa import HierarchicalJEPAConfig
 from tests.conftest import OWN_RECIPES, small
 
 MODES = ("react", "plan", "auto")
@@ -40,6 +41,7 @@ LEARNS = {
     "planner_rollouts": set(),
     "finetune_dynamics": {"world_model"},
     "train_hierarchy": {"subgoals"},
+    "distill_landmark_paths": {"cost"},
     "select_landmarks": {"subgoals"},
     "goal_bc": {"policy"},
     "amortize_policy": {"policy"},
@@ -238,10 +240,12 @@ def learns(config: Config, stage: str) -> set[str]:
     """The modules that a stage with these settings trains."""
     recalls = stage == "train_jepa" and config.memory.short_term is not None
     keeps = config.memory.num_reference_obs and stage in ("collect", "planner_rollouts")
+    has_levels = isinstance(config.actor.subgoals, HierarchicalJEPAConfig)
     return (
         LEARNS[stage]
         | ({"short_term_memory"} if recalls else set())
         | ({"reference_obs"} if keeps else set())
+        | ({"subgoals"} if has_levels and stage == "distill_landmark_paths" else set())
     )
 
 

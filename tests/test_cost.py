@@ -15,10 +15,10 @@ from ami_agent.training.critics import (
     LagrangeMultiplier,
     expectile_value_loss,
     lambda_returns,
-    path_regression_loss,
     quasimetric_loss,
 )
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.path_distillation import path_regression_loss
 from modules.actor.planning import RolloutEvaluator
 from modules.actor.policy import BoxActions
 from modules.cost.cost import (

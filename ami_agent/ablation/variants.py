@@ -39,6 +39,7 @@ def removals(config: Config) -> dict[str, Mapping[str, Any]]:
         "cost.goal_critic": None,
         "stages.train_goal_critic": None,
         "stages.distill_paths": None,
+        "stages.distill_landmark_paths": None,
         "configurator.critic": 0.0,
     }
     no_drives = {
@@ -60,7 +61,10 @@ def removals(config: Config) -> dict[str, Mapping[str, Any]]:
         "pretrain": {"stages.pretrain": None},
         "goal_critic": no_goal_critic if has_goal_critic else {},
         "reachability": _anything_reachable(config),
-        "path_distillation": {"stages.distill_paths": None},
+        "path_distillation": {
+            "stages.distill_paths": None,
+            "stages.distill_landmark_paths": None,
+        },
         "hierarchy": FLAT,
         "chance": _ignoring_chance(config),
         "latent": {"world_model.latent": None},
@@ -100,10 +104,14 @@ def _ignoring_chance(config: Config) -> Mapping[str, Any]:
 
 
 def _anything_reachable(config: Config) -> Mapping[str, Any]:
-    """Settings with which an imagined path may come further than the goal critic says."""
-    critic = config.cost.goal_critic
-    is_weighed = isinstance(critic, GoalCriticConfig) and critic.reachability > 0
-    return {"cost.goal_critic.reachability": 0.0} if is_weighed else {}
+    """Settings with which an imagined path, of any level, may come further than the distance says
+    that it can."""
+    critic, levels, changes = config.cost.goal_critic, config.actor.subgoals, {}
+    if isinstance(critic, GoalCriticConfig) and critic.reachability:
+        changes["cost.goal_critic.reachability"] = 0.0
+    if isinstance(levels, HierarchicalJEPAConfig) and levels.reachability:
+        changes["actor.subgoals.reachability"] = 0.0
+    return changes
 
 
 def without(config: Config, name: str) -> Config:

@@ -9,6 +9,7 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import ActorConfig, Config, CostConfig, override
 from ami_agent.training import (
     CollectBehaviour,
+    DistillLandmarkPaths,
     DistillPlanner,
     DistillShortestPaths,
     GoalConditionedBC,
@@ -81,14 +82,17 @@ def maze() -> Config:
 
 def maze_levels() -> Config:
     """The maze of `maze` with a learnt level of the H-JEPA, which plans macro-actions, instead of
-    landmarks."""
+    landmarks. Dynamic programming over recorded states teaches its distance, and the critic."""
     return override(
         maze(),
         {
             "recipe": "maze-levels",
-            "actor.subgoals": HierarchicalJEPAConfig(),
+            "actor.subgoals": HierarchicalJEPAConfig(
+                subgoal_step=2, reachability=1.0, replan_every=3
+            ),
             "stages.select_landmarks": None,
             "stages.train_hierarchy": TrainHierarchy(),
+            "stages.distill_landmark_paths": DistillLandmarkPaths(),
         },
     )
 

@@ -3,7 +3,6 @@ state to a goal, and the value critics, which predict the discounted sum of each
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
@@ -27,22 +26,18 @@ from ami_agent.training.hindsight import SamplesTrajectories
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.precision import exact
 from modules.actor.planning.evaluator import RandomProposals
-from modules.actor.subgoals.shortest_paths import edge_costs, shortest_paths
 from modules.cost.goal_critic import GoalCritic, GoalCriticConfig, Quasimetric
 from modules.cost.value_critics import ValueCritics
 from modules.memory.replay_buffer import Parts, ReplayBuffer
-from modules.memory.short_term import unroll_memory
 from modules.perception.target_encoder import EMATarget
-from modules.types import BATCH, FRACTION, HORIZON, ConfigError, tree_map
+from modules.types import BATCH, FRACTION, HORIZON, ConfigError
+from modules.world_model.hjepa import HierarchicalJEPAConfig, SharedCriticConfig
 
 if TYPE_CHECKING:
     from ami_agent.config import Config
 
 EPSILON = 0.05
 """Root mean square by which recorded steps may exceed a distance of 1."""
-IMAGINED_FRACTION = 0.5
-"""Fraction of the states on shortest paths that the world model predicts from the state before, in
-place of those that perception encodes."""
 DEFAULT_EPISODE_STEPS = 1000
 """Steps of an episode, where none has ended."""
 
@@ -91,18 +86,6 @@ def quasimetric_loss(
     }
 
 
-def path_regression_loss(
-    distance: Callable[[Tensor, Tensor], Tensor], state: Tensor, goal: Tensor, steps: Tensor
-) -> dict[str, Tensor]:
-    """Regression on known numbers of steps `[B]`; the squared error is divided by 1 + steps, so
-    that short distances are learnt as well. Pairs with infinite steps, which no known path joins,
-    don't count."""
-    is_known = steps.isfinite()
-    steps = steps.masked_fill(~is_known, 0)
-    error = (distance(state, goal) - steps).square() / (1 + steps)
-    return {"regression": (error * is_known).sum() / is_known.sum().clamp_min(1)}
-
-
 def critic_of(agent: Agent) -> Quasimetric:
     """The distance of the agent's goal critic; ConfigError if it has none."""
     if not isinstance(agent.cost.goal_critic, GoalCritic):
@@ -142,7 +125,17 @@ class TrainQuasimetric(SGDStage):
     def check(self, config: Config, name: str) -> None:
         check_goal_critic(config, name)
         check_window(f"{name}.length", self.length, config.collect.steps)
-        critic = config.cost.goal_critic
+        critic, levels = config.cost.goal_critic, config.actor.subgoals
+        if (
+            self.length > 1
+            and isinstance(levels, HierarchicalJEPAConfig)
+            and isinstance(levels.level.distance, SharedCriticConfig)
+        ):
+            raise ConfigError(
+                f"{name}.length is {self.length}, so that many recorded steps make a distance of "
+                "1; where subgoals.level.distance is SharedCritic, which counts single steps, it "
+                "must be 1"
+            )
         if self.length > 1 and isinstance(critic, GoalCriticConfig) and critic.reachability:
             raise ConfigError(
                 f"{name}.length is {self.length}, so that many recorded steps make a distance of "
@@ -179,102 +172,6 @@ class TrainQuasimetric(SGDStage):
             chance_fraction = torch.tensor(1 - len(buffer) / num_steps)
             stage_run.constant_metrics["chance_fraction"] = chance_fraction
         return stage_run
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillShortestPaths(SGDStage):
-    """Trains the goal critic by dynamic programming: the states of each of some recorded episodes
-    are the nodes of a graph, and the critic learns the lengths of its shortest paths."""
-
-    optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(steps=2000, batch_size=256, lr=2e-3)
-    )
-    num_graphs: Annotated[int, (1, 1_000_000)] = 200
-    """Episodes that become a graph."""
-    nodes_per_graph: Annotated[int, (2, 100_000)] = 640
-    """States of each graph."""
-    group_size: Annotated[int, BATCH] = 32
-    """States, and as many goals, of one graph in a batch; each state is paired with each goal."""
-    edge_length: Annotated[float, (0.0, 1e6)] = 1.5
-    """Distance in steps, by the critic before this stage, up to which two states are joined. A
-    longer edge may lead through a thin wall, and one wrong edge makes the wall passable."""
-
-    def check(self, config: Config, name: str) -> None:
-        check_goal_critic(config, name)
-        steps = config.collect.steps
-        if self.nodes_per_graph > steps + 1:
-            raise ConfigError(
-                f"{name}.nodes_per_graph is {self.nodes_per_graph}, but an episode of {steps} "
-                f"steps has {steps + 1} observations"
-            )
-
-    def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
-        return PathRegressionRun(self, agent, seed)
-
-
-class PathRegressionRun(SGDStageRun):
-    """Trains a copy of the critic on shortest paths; the graphs' edges are of the critic itself,
-    which doesn't change until the end."""
-
-    def __init__(self, stage: DistillShortestPaths, agent: Agent, seed: int) -> None:
-        self.critic, self.stage, self.agent = critic_of(agent), stage, agent
-        self.student = deepcopy(self.critic)
-        episodes = agent.replay_buffer.episode_ids(stage.nodes_per_graph - 1)
-        if not len(episodes):
-            raise ConfigError(
-                f"the replay buffer has no episode of {stage.nodes_per_graph} states, the "
-                "distill_paths.nodes_per_graph"
-            )
-        episodes = episodes[: stage.num_graphs]
-        with torch.no_grad():
-            parts = self._graph(episodes[0])
-            # made at once: lists of graphs, to be stacked, would take the memory twice
-            stacks = [part.new_empty(len(episodes), *part.shape) for part in parts]
-            for index, episode in enumerate(episodes):
-                for stack, part in zip(stacks, self._graph(episode), strict=True):
-                    stack[index] = part
-        # encoded and imagined states, each [E, N, D], and steps from each to each [E, N, N]
-        self.states, self.imagined_states, self.steps = stacks
-        super().__init__(self.student, self._loss, stage.optim, seed=seed)
-
-    def _graph(self, episode: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        agent, num_nodes = self.agent, self.stage.nodes_per_graph
-        trajectory = agent.replay_buffer.get_episode(episode)
-        obs = tree_map(lambda part: part[0, :num_nodes].to(agent.device), trajectory.obs)
-        features = agent.perception(obs, agent.configurator.default_modality_weights)
-        states = unroll_memory(agent.short_term_memory, features[None])[0]
-        actions = trajectory.actions[0, : num_nodes - 1].to(states)
-        imagined_states = agent.world_model.step(states[:-1], actions).state
-        steps = shortest_paths(edge_costs(self.critic, states, self.stage.edge_length)).half()
-        return states, torch.cat([states[:1], imagined_states]), steps
-
-    def _loss(self, generator: torch.Generator) -> dict[str, Tensor]:
-        num_graphs, num_nodes = self.states.shape[:2]
-        size = self.stage.group_size
-        groups = self.stage.optim.num_groups(size)
-
-        def draw(below: int, *shape: int) -> Tensor:
-            drawn = torch.randint(below, (groups, *shape), generator=generator)
-            return drawn.to(self.states.device, non_blocking=True)
-
-        graph, start, goal = draw(num_graphs, 1), draw(num_nodes, size), draw(num_nodes, size)
-        random = torch.rand(groups, size, 1, generator=generator).to(self.states)
-        state = torch.where(
-            random < IMAGINED_FRACTION,
-            self.imagined_states[graph, start],
-            self.states[graph, start],
-        )
-        steps = self.steps[graph[..., None], start[..., None], goal[:, None]].to(state.dtype)
-        goal_state = self.states[graph, goal]
-        return path_regression_loss(self._distance, state[:, :, None], goal_state[:, None], steps)
-
-    def _distance(self, state: Tensor, goal: Tensor) -> Tensor:
-        with exact(state.device):
-            return self.student.from_embeddings(*split_states(self.student.embed, state, goal))
-
-    def finish(self) -> None:
-        """The trained copy becomes the critic."""
-        self.critic.load_state_dict(self.student.state_dict())
 
 
 def with_terminal_values(

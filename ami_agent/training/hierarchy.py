@@ -228,10 +228,14 @@ class SelectLandmarks(Stage):
             raise _wrong_subgoals(config, name, "LandmarkGraph")
         if config.cost.goal_critic is None:
             raise ConfigError("subgoals LandmarkGraph needs the goal critic for distances")
-        if self.num_candidates < subgoals.num_landmarks:
+        self.check_graph(subgoals, config, name)
+
+    def check_graph(self, graph: LandmarkGraphConfig, config: Config, name: str) -> None:
+        """Raises ConfigError where no such graph can be chosen from these recorded steps."""
+        if self.num_candidates < graph.num_landmarks:
             raise ConfigError(
                 f"{name}.num_candidates is {self.num_candidates}, but "
-                f"{subgoals.num_landmarks} landmarks are to be chosen from them"
+                f"{graph.num_landmarks} landmarks are to be chosen from them"
             )
         check_window(f"{name}.length", self.length, config.collect.steps)
 

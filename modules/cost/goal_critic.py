@@ -126,6 +126,13 @@ class GoalCriticConfig(Settings):
         return GoalCritic(self.distance.build(shape), self.reachability)
 
 
+def excess_steps(distance: Tensor) -> Tensor:
+    """Distances in steps from the present state to each of H imagined ones `[..., H]` -> by how
+    many steps each exceeds the time until then: no path so short leads there."""
+    time = torch.arange(1, distance.shape[-1] + 1, dtype=distance.dtype, device=distance.device)
+    return (distance - time).relu()
+
+
 class GoalCritic(nn.Module):
     """Steps to the goal, and steps that no path of that length can have come, mean over an imagined
     path: d(s_t, g) + w relu(d(s_0, s_t) - t). By the triangle inequality, that is at least
@@ -149,9 +156,7 @@ class GoalCritic(nn.Module):
         start, path = states[:, :, :1], states[:, :, 1:]
         steps = distance(path, goal[:, None, None])
         if self.reachability:
-            way = distance(start, path)  # [B, P, H]
-            time = torch.arange(1, way.shape[-1] + 1, dtype=way.dtype, device=way.device)
-            steps = steps + self.reachability * (way - time).relu()
+            steps = steps + self.reachability * excess_steps(distance(start, path))
         return steps.mean(-1)
 
     def by_hand(self, goal: Tensor) -> PathEnergy | None:

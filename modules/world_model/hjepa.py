@@ -2,7 +2,7 @@
 
 A step of a level spans several steps of the level below. The level has a state, macro-actions, a
 world model of what they lead to, a prior over macro-actions and a distance in its own steps; it
-plans by gradient, and the first state of its plan is the subgoal of the level below.
+plans by gradient, and one of the first states of its plan is the subgoal of the level below.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from modules.cost.goal_critic import (
     FourierQuasimetricConfig,
     GlimpseQuasimetricConfig,
     QuasimetricConfig,
+    excess_steps,
 )
 from modules.nets import silu_mlp
 from modules.types import (
@@ -181,12 +182,19 @@ class LevelPlanner:
         return plan, carry._replace(warm_start=plan.actions[:, None])
 
     def cost_terms(self, rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
-        """Steps of the level to go, mean over the path, and the penalty for unlikely
-        macro-actions; each `[B, P]`."""
-        states = rollout.states
+        """Steps of the level to go, mean over the path, the penalty for states that can't be
+        reached in time, and that for unlikely macro-actions; each `[B, P]`."""
+        states, distance, config = rollout.states, self.level.distance, self.config
+        start, path = states[:, :, :1], states[:, :, 1:]
         nll = self.level.action_prior(states[:, :, :-1]).nll(rollout.actions)
-        steps_to_go = self.level.distance(states[:, :, 1:], context.goal[:, None, None])
-        return {"critic": steps_to_go.mean(-1), "prior": self.config.prior_weight * nll.mean(-1)}
+        terms = {
+            "critic": distance(path, context.goal[:, None, None]).mean(-1),
+            "prior": config.prior_weight * nll.mean(-1),
+        }
+        if config.reachability:
+            excess = excess_steps(distance(start, path)).mean(-1)
+            terms["reachability"] = config.reachability * excess
+        return terms
 
     def propose(self, state: Tensor, context: TaskContext, rng: torch.Generator) -> Tensor:
         """`[B, D]` -> macro-actions sampled from the prior, `[B, P, H, M]`."""
@@ -223,6 +231,14 @@ class HierarchicalJEPAConfig(Settings):
     """Candidates sampled from the prior at every level, P."""
     prior_weight: Annotated[float, WEIGHT] = 0.3
     """Weight of the prior's negative log-likelihood, in steps of the level per nat."""
+    subgoal_step: Annotated[int, HORIZON] = 1
+    """Which state of a level's plan is the subgoal of the level below, from 1, the first. A lower
+    level that can plan beyond its subgoal stops at it: where it lies further away, the way there is
+    the lower level's, whose steps are finer."""
+    reachability: Annotated[float, WEIGHT] = 0.0
+    """Weight of the steps by which the level's distance from the present state to a planned one
+    exceeds the steps that were planned: a macro-action that the level's world model lets through a
+    wall (`GoalCriticConfig.reachability`)."""
     snap_to_memory: bool = False
     """Whether subgoals are replaced by the nearest remembered state; always so for levels with
     states of their own."""
@@ -236,6 +252,9 @@ class HierarchicalJEPAConfig(Settings):
         if not 1 <= len(self.steps_per_level) <= MAX_LEVELS:
             expected = f"from 1 to {MAX_LEVELS} numbers, one for each level above"
             raise BadSetting("steps_per_level", self.steps_per_level, expected)
+        if self.subgoal_step > self.planner.horizon:
+            expected = f"at most the steps of a plan, planner.horizon {self.planner.horizon}"
+            raise BadSetting("subgoal_step", self.subgoal_step, expected)
 
     def build(
         self,
@@ -258,8 +277,9 @@ class HierarchyCarry(NamedTuple):
 
 class HierarchicalJEPA(nn.Module):
     """Learnt levels above the lowest (H-JEPA). From the top down, each plans macro-actions towards
-    the subgoal that the level above sets, and the first state of its plan is the subgoal of the
-    level below. A level less than one of its steps away from its goal passes the goal on unchanged.
+    the subgoal that the level above sets, and the first state of its plan, or a later one
+    (`subgoal_step`), is the subgoal of the level below. A level less than one of its steps away
+    from its goal passes the goal on unchanged.
 
     If a level has states of its own, the subgoal is the remembered state of the lowest level whose
     encoding is nearest to the planned one. `snap_to_memory` does the same for shared states, so
@@ -268,8 +288,7 @@ class HierarchicalJEPA(nn.Module):
     memory_bank: Tensor
     description = (
         "Learnt levels above plan in steps that span several of the level below, from the top "
-        "down. The states that each level plans for are drawn; the first is the subgoal of the "
-        "level below."
+        "down. The states of each level's plan are drawn from the subgoal of the level below on."
     )
 
     def __init__(
@@ -314,14 +333,15 @@ class HierarchicalJEPA(nn.Module):
         ):
             subgoals, carry = self.plan(state, context, carry)
         carry = carry._replace(calls=carry.calls + 1, subgoals=subgoals)
-        return context._replace(goal=subgoals[:, -1, 0], upper_plans=subgoals), carry
+        upper_plans = subgoals[:, :, self.config.subgoal_step - 1 :]
+        return context._replace(goal=upper_plans[:, -1, 0], upper_plans=upper_plans), carry
 
     @torch.no_grad()
     def plan(
         self, state: Tensor, context: TaskContext, carry: HierarchyCarry
     ) -> tuple[Tensor, HierarchyCarry]:
         """`[B, D]` -> the states that each level plans for, top first, as states of the lowest
-        level, `[B, L - 1, H, D]`."""
+        level, `[B, L - 1, H, D]`; that of `subgoal_step` is the subgoal of the level below."""
         memories = carry.encoded_memories or self._encoded_memories()
         goal, subgoals, carries = context.goal, [], list(carry.planners)
         for index in reversed(range(len(self.level_planners))):
@@ -333,7 +353,7 @@ class HierarchicalJEPA(nn.Module):
                 self._snap(plan.states[:, 1:], memories[index]) if memories else plan.states[:, 1:]
             )
             subgoals.append(torch.where(is_near[:, None, None], goal[:, None], planned))
-            goal = subgoals[-1][:, 0]
+            goal = subgoals[-1][:, self.config.subgoal_step - 1]
         carry = carry._replace(planners=tuple(carries), encoded_memories=memories)
         return torch.stack(subgoals, 1), carry
 

@@ -194,8 +194,7 @@ class LandmarkGraph(LandmarkLevel):
                 events = self._estimate_events(windows, recorded)
                 self.event_rates.copy_(events.rate)
                 self.event_outcomes.copy_(events.outcomes)
-        risk_adjusted = self._risk_adjusted_costs(self._expected_setback(1.0))
-        self.path_costs.copy_(shortest_paths(risk_adjusted))
+        self.path_costs.copy_(shortest_paths(self.mean_edge_costs()))
         if self.config.stochastic_edges:
             self.lost_cost.copy_(LOST_FACTOR * self._typical_path(visited))
 
@@ -277,6 +276,10 @@ class LandmarkGraph(LandmarkLevel):
             events = ChanceEvents(self.event_rates, self.event_outcomes)
             stochastic = StochasticPaths(events, cvar_alpha, self.lost_cost)
         return RiskGraph(embeddings, edge_costs, path_costs, expected_setback, stochastic)
+
+    def mean_edge_costs(self) -> Tensor:
+        """The costs of edges with the mean of what random outcomes cost on them, `[K, K]`."""
+        return self._risk_adjusted_costs(self._expected_setback(1.0))
 
     def _expected_setback(self, cvar_alpha: float) -> Tensor:
         """The mean of the worst fraction of the sampled setbacks, `[K]` steps."""

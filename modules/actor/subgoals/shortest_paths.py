@@ -41,6 +41,18 @@ def shortest_paths(costs: Tensor) -> Tensor:
     return best
 
 
+def shortest_paths_with_lengths(costs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Costs and lengths of edges `[N, N]` -> the costs of the cheapest paths, and their lengths,
+    `[N, N]` each (Floyd-Warshall)."""
+    best, length = costs.clone(), lengths.clone()
+    for via in range(len(costs)):
+        detour = best[:, via, None] + best[via]
+        is_better = detour < best
+        best = torch.where(is_better, detour, best)
+        length = torch.where(is_better, length[:, via, None] + length[via], length)
+    return best, length
+
+
 def distance_penalty(length: Tensor, trusted_length: float) -> Tensor:
     """The cost d (1 + (d / trusted_length)^2) of edges of d steps: long learnt distances are
     unreliable."""
