@@ -135,11 +135,12 @@ def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
             "the graphs of shortest paths",
             "--distill-paths.num-graphs or --distill-paths.nodes-per-graph",
         )
-    if paths := config.find(training.DistillLandmarkPaths):
-        num_states = paths.num_candidates + paths.num_windows * (paths.length + 1)
-        numbers = 6 * paths.num_landmarks + 3 * paths.num_states + 4 * paths.optim.batch_size
+    if over_landmarks := config.find(training.DistillLandmarkPaths):
+        stage, count = over_landmarks, over_landmarks.num_landmarks
+        num_states = stage.num_candidates + stage.num_windows * (stage.length + 1)
+        numbers = 6 * count + 3 * stage.num_states + 4 * stage.optim.batch_size
         yield MemoryUse(
-            FLOAT_BYTES * paths.num_landmarks * numbers + state_bytes * num_states,
+            FLOAT_BYTES * count * numbers + state_bytes * num_states,
             "the paths over landmarks",
             "--distill-landmark-paths.num-landmarks, .num-states, .num-candidates, .num-windows, "
             ".length or .optim.batch-size",
