@@ -158,6 +158,19 @@ def test_temporary_files_of_killed_processes_alone_are_removed(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [new.name]
 
 
+def test_the_draft_of_a_killed_process_is_removed_at_once_and_that_of_a_living_one_is_not(tmp_path):
+    process = os.fork()
+    if not process:
+        with files.replacing(tmp_path / "killed.json"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(process, 0)
+    assert len(list(tmp_path.iterdir())) == 1
+    with files.replacing(tmp_path / "a.json") as draft:
+        files.clean(tmp_path)
+        assert list(tmp_path.iterdir()) == [draft]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_a_name_of_any_length_is_written(tmp_path):
     path = tmp_path / ("n" * 250 + ".json")
     files.write_text(path, "\udcff")

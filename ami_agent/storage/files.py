@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -248,7 +249,9 @@ def replacing(path: Path, follow_links: bool = False) -> Iterator[Path]:
     files; to `follow_links`, where the user named the path itself, writes what the link leads to.
     """
     target = Path(os.path.realpath(path)) if follow_links else path
-    draft = target.with_name(f".{secrets.token_hex(8)}{DRAFT}")  # the name may be as long as it can
+    # not after the target, whose name may be as long as a name can be
+    name = f".{secrets.token_hex(8)}.{os.getpid()}.{_host()}{DRAFT}"
+    draft = target.with_name(name)
     try:
         with writing(path):
             mode = 0
@@ -286,11 +289,33 @@ def write_text(path: Path, text: str, follow_links: bool = False) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Removes the drafts that killed processes left in a folder."""
+    """Removes the drafts that killed processes left in a folder: of this host at once, of others
+    when they are stale."""
     for draft in folder.glob(f".*{DRAFT}"):
         with suppress(OSError):
-            if draft.is_file() and time.time() - draft.stat().st_mtime > STALE:
+            if draft.is_file() and (
+                _is_orphan(draft) or time.time() - draft.stat().st_mtime > STALE
+            ):
                 draft.unlink()
+
+
+def _host() -> str:
+    """What tells this host from others in the name of a draft."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _is_orphan(draft: Path) -> bool:
+    """Whether the process of this host that made the draft has ended."""
+    found = re.fullmatch(rf"\.\w+\.(\d{{1,9}})\.{_host()}{re.escape(DRAFT)}", draft.name)
+    if not found or os.name != "posix":  # elsewhere a signal 0 ends the process
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is another user's
+        return False
+    return False
 
 
 def remove_folder(folder: Path) -> None:
