@@ -49,7 +49,7 @@ CRITICS = (400, 800, 1500)
 
 class Mazes(Study):
     """Agents with names like "maze 800 paths": a recipe, the updates of its critic, the kind of its
-    learnt levels if it has any, and whether dynamic programming teaches the distances."""
+    learnt levels if it has any, and whether distances learn from shortest paths."""
 
     def of_seed(self, name: str, seed: int) -> ami.Config:
         recipe, critic, *kind = name.split()
@@ -155,7 +155,7 @@ def by_level(study: Mazes) -> Table:
     return compare(study, ["levels above"], ENDS, runs)
 
 
-def by_teacher(study: Mazes) -> Table:
+def by_distance_data(study: Mazes) -> Table:
     """What dynamic programming over recorded states is worth to a critic of fewer updates: flat,
     with landmarks that it measures, and with a learnt level whose own distance is second too."""
     critic = CRITICS[1]
@@ -180,7 +180,7 @@ def by_teacher(study: Mazes) -> Table:
 TABLES: Mapping[str, Callable[[Mazes], Table]] = {
     "distance": lambda study: by_distance(study, "maze", CRITICS, BANDS),
     "levels": by_level,
-    "paths": by_teacher,
+    "paths": by_distance_data,
     "planners": by_planner,
     "pixels": lambda study: by_distance(study, "maze-pixels", CRITICS[1:], ENDS),
     "size 7": lambda study: by_distance(study, "maze-7", (3000,), ENDS),

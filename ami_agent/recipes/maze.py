@@ -82,7 +82,7 @@ def maze() -> Config:
 
 def maze_levels() -> Config:
     """The maze of `maze` with a learnt level of the H-JEPA, which plans macro-actions, instead of
-    landmarks. Dynamic programming over recorded states teaches its distance, and the critic."""
+    landmarks. Its distance, and the critic, learn from shortest paths over landmarks."""
     return override(
         maze(),
         {

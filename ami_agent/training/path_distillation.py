@@ -1,4 +1,4 @@
-"""Dynamic programming taught to the critics: distances learn the lengths of shortest paths over
+"""Dynamic programming for the critics: distances learn the lengths of shortest paths over
 graphs of recorded states."""
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class DistillLandmarkPaths(SGDStage):
         if isinstance(critic, TrainQuasimetric) and critic.length > 1:
             raise ConfigError(
                 f"train_goal_critic.length is {critic.length}, so that many recorded steps make a "
-                f"distance of 1; where the stage {name} teaches levels, which count single "
+                f"distance of 1; where the stage {name} trains levels, which count single "
                 "steps, it must be 1"
             )
 
