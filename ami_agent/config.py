@@ -142,7 +142,7 @@ STAGES = {
     "planner_rollouts": "practice",
     "finetune_dynamics": "refine",
     "train_hierarchy": "ascend",
-    "distill_landmark_paths": "paths",
+    "distill_landmark_paths": "paths",  # of one kind with distill_paths: a recipe has one of them
     "select_landmarks": "survey",
     "goal_bc": "retrace",
     "amortize_policy": "amortise",

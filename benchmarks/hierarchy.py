@@ -29,6 +29,7 @@ from ami_agent.training import DistillLandmarkPaths, TrainHierarchy
 BANDS = ("short", "medium", "long")
 ENDS = ("short", "long")
 SECOND = components.HierarchicalJEPAConfig(subgoal_step=2, reachability=1.0, replan_every=3)
+"""The level of the recipe maze-levels, whose subgoal is the second of two planned states."""
 LEVELS = {
     "second": SECOND,
     "shared": components.HierarchicalJEPAConfig(),

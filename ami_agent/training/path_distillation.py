@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from ami_agent.config import Config
 
 FIRST_LANDMARKS = 32
-"""Landmarks nearest to a state, to one of which every path from there leads first, where it is not
-direct."""
+"""A path that is not direct leads first to one of so many landmarks nearest to its start."""
 IMAGINED_FRACTION = 0.5
 """Fraction of the states on shortest paths that the world model predicts from the state before, in
 place of those that perception encodes."""
